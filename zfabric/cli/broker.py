@@ -1,0 +1,54 @@
+"""`zfabric broker`: the process that everybody dials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zfabric.cli.options import log_level, start_logging
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:8787"
+
+
+@click.command(short_help="Start a broker.")
+@click.option(
+    "--listen",
+    "-l",
+    "address",
+    metavar="ADDRESS",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    help="Where to listen; port 0 takes a free one.",
+)
+@click.option("--strict", is_flag=True, help="End when the port is in use; do not try the next.")
+@click.option(
+    "--connection-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the address here once it listens, as JSON.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Listen beyond this host without keys: anybody may run code."
+)
+@log_level
+def broker(
+    address: str, strict: bool, connection_file: Path | None, insecure: bool, log_level: str
+) -> None:
+    """Start a broker; Ctrl-C or SIGTERM ends it.
+
+    \b
+    zfabric broker
+    zfabric broker --listen tcp://127.0.0.1:0 --connection-file broker.json
+    zfabric broker --listen ipc:///run/user/1000/fabric
+    """
+    from zfabric.runtime.broker import serve
+
+    start_logging(log_level)
+    raise SystemExit(
+        serve(
+            address,
+            strict=strict,
+            connection_file=connection_file,
+            insecure=insecure,
+        )
+    )

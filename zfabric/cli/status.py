@@ -1,0 +1,65 @@
+"""`zfabric status`: who is there and what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from zfabric.cli.options import say
+
+
+@click.command(short_help="Show a fabric's workers and tasks.")
+@click.argument("address", envvar="ZFABRIC_ADDRESS")
+@click.option("--json", "as_json", is_flag=True, help="Everything the broker says, as JSON.")
+def status(address: str, as_json: bool) -> None:
+    """Show the workers and tasks of the fabric at ADDRESS.
+
+    \b
+    zfabric status tcp://127.0.0.1:8787
+    zfabric status tcp://127.0.0.1:8787 --json | jq .tasks
+    """
+    from zfabric.client import Client
+
+    with Client(address) as client:
+        info = client.info()
+    if as_json:
+        import json
+
+        say(json.dumps(info, indent=2, default=str))
+    else:
+        say(render(address, info))
+
+
+def render(address: str, info: Mapping[str, Any]) -> str:
+    """The broker's answer as text within 80 columns."""
+    from zfabric.demo.table import bytes_text
+
+    workers = info.get("workers", [])
+    slots = sum(worker["slots"] for worker in workers)
+    lines = [
+        f"{address}  up {_duration(info.get('uptime_s', 0.0))}",
+        f"{len(workers)} workers, {slots} slots, {info.get('clients', 0)} clients; "
+        f"{bytes_text(info.get('bytes_in', 0))} in, {bytes_text(info.get('bytes_out', 0))} out",
+        "tasks: " + ", ".join(f"{n:,} {name}" for name, n in info.get("tasks", {}).items()),
+    ]
+    if not workers:
+        lines.append(f"no worker is connected; start one: zfabric worker {address}")
+        return "\n".join(lines)
+    lines += [
+        "",
+        f"{'worker':<24}{'host':<16}{'slots':>6}{'running':>9}{'done':>11}{'values':>13}",
+    ]
+    lines += [
+        f"{worker['name'][:23]:<24}{worker['host'][:15]:<16}{worker['slots']:>6}"
+        f"{worker['running']:>9,}{worker['done']:>11,}{bytes_text(worker['bytes']):>13}"
+        for worker in workers
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}"

@@ -1,0 +1,60 @@
+"""`zfabric worker`: one supervisor and its slots."""
+
+from __future__ import annotations
+
+import click
+
+from zfabric.cli.options import Resources, log_level, merged, start_logging, usable_cores
+
+
+@click.command(short_help="Start a worker for a broker.")
+@click.argument("address", envvar="ZFABRIC_ADDRESS")
+@click.option(
+    "--slots",
+    "-n",
+    type=click.IntRange(min=1),
+    help="Tasks that run at a time.  [default: all cores]",
+)
+@click.option("--threads", is_flag=True, help="Thread slots in place of processes.")
+@click.option("--name", help="Its name for people and for workers=.  [default: host and pid]")
+@click.option(
+    "--resources",
+    "-r",
+    type=Resources(),
+    multiple=True,
+    help="What it has for tasks that ask for it: -r GPU=2 -r disk=1.",
+)
+@click.option(
+    "--data-address",
+    metavar="ADDRESS",
+    help="Where others fetch large values from it.  [default: a free port]",
+)
+@log_level
+def worker(
+    address: str,
+    slots: int | None,
+    threads: bool,
+    name: str | None,
+    resources: tuple[dict[str, float], ...],
+    data_address: str | None,
+    log_level: str,
+) -> None:
+    """Start a worker that serves the broker at ADDRESS; Ctrl-C or SIGTERM ends it.
+
+    \b
+    zfabric worker tcp://127.0.0.1:8787
+    zfabric worker tcp://10.0.0.1:8787 -n 8 --resources GPU=2 --name gpu-1
+    """
+    from zfabric.runtime.worker import serve
+
+    start_logging(log_level)
+    raise SystemExit(
+        serve(
+            address,
+            slots=slots or usable_cores(),
+            kind="thread" if threads else "process",
+            name=name,
+            resources=merged(resources),
+            data_address=data_address,
+        )
+    )
