@@ -1,0 +1,261 @@
+"""ZeroMQ sockets as zfabric wants them: one context, two profiles, each choice with its reason.
+
+No other module makes a ZeroMQ socket, because options set after bind or connect are ignored
+without a word, and the defaults lose messages without a word.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import zmq
+
+from zfabric.config import DEFAULTS
+from zfabric.errors import ConfigError, TransportError
+
+Security = Callable[["zmq.Socket[bytes]", str], None]
+"""Puts keys on a fresh socket; called with the socket and "listen" or "connect"."""
+
+MIN_PYZMQ = (27, 3)
+MIN_LIBZMQ = (4, 3, 5)
+
+
+def check_versions(pyzmq: tuple[Any, ...], libzmq: tuple[int, ...]) -> None:
+    """Raise ImportError unless both are recent enough.
+
+    libzmq before 4.3.5 lacks fixes for crashes on bad input; pyzmq wheels before 27.3 carry a
+    libsodium that encrypts at a twelfth of the speed.
+    """
+    for name, have, need in (("pyzmq", pyzmq, MIN_PYZMQ), ("libzmq", libzmq, MIN_LIBZMQ)):
+        if tuple(have[: len(need)]) < need:
+            raise ImportError(
+                f"zfabric needs {name} {'.'.join(map(str, need))} or newer, and found"
+                f" {'.'.join(map(str, have))}; run: pip install --upgrade 'pyzmq>=27.3'"
+            )
+
+
+check_versions(zmq.pyzmq_version_info(), zmq.zmq_version_info())
+
+
+# --- the context ------------------------------------------------------------------------------
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_context_lock = threading.Lock()
+_abandoned: list[Any] = []  # contexts of a parent process: never touched, never freed
+_longest_linger_s = 0.0
+
+live: WeakSet[Any] = WeakSet()
+"""Endpoints that were not closed; each has `_orphan()`, called in a forked child."""
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """The one context of this process, made when first asked for. A forked child gets its own."""
+    global _context
+    with _context_lock:
+        if _context is None:
+            fresh: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+            # One I/O thread moves more than one Python thread can make or eat; bulk gets its own
+            # sockets before it needs its own thread.
+            fresh.set(zmq.BLOCKY, 0)  # so that a forgotten socket's LINGER is 0, not for ever
+            # Default 1023 is less than a broker's peers may need; this costs 8 bytes each.
+            fresh.set(zmq.MAX_SOCKETS, min(65535, fresh.get(zmq.SOCKET_LIMIT)))
+            _context = fresh
+        return _context
+
+
+def allow_linger(linger_s: float) -> None:
+    """Remember at exit to wait this long for what was closed with a linger."""
+    global _longest_linger_s
+    _longest_linger_s = max(_longest_linger_s, linger_s)
+
+
+def _at_exit() -> None:
+    """End the context, so that messages with a linger still leave; never hang for it."""
+    if _context is None:
+        return
+    _abandoned.append(_context)  # whatever happens below, no destructor waits for open sockets
+    if len(live):
+        # Another thread may be inside one of them, and closing it from here would abort the
+        # process; ending the context would wait for ever. The kernel closes them in a moment.
+        return
+    thread = threading.Thread(target=_context.term, daemon=True, name="zfabric-zmq-term")
+    thread.start()
+    thread.join(_longest_linger_s + 1.0)
+
+
+def _after_fork() -> None:
+    """In a child: I/O threads did not come along and descriptors are shared, so touch nothing."""
+    global _context, _context_lock
+    _context_lock = threading.Lock()
+    if _context is not None:
+        _abandoned.append(_context)
+        _context = None
+    for endpoint in list(live):
+        endpoint._orphan()
+    live.clear()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def forked(*_args: Any, **_kwargs: Any) -> Any:
+    """Stands in for send and recv of an endpoint that was made before a fork."""
+    raise TransportError(
+        "this endpoint was made before a fork and only works in the parent process; make a new"
+        " one in the child, or start children by spawn instead of fork"
+    )
+
+
+# --- sockets ----------------------------------------------------------------------------------
+
+
+class Profile(NamedTuple):
+    """A socket type and its options, in the order in which they are set."""
+
+    kind: int
+    options: dict[int, int]
+
+
+_COMMON: dict[int, int] = {
+    # Nobody waits for a peer that is gone; close(linger_s) says otherwise where it matters.
+    zmq.LINGER: 0,
+    # Finite, as a fuse: credit keeps traffic far below (settings.window is 256 messages).
+    zmq.SNDHWM: 1000,
+    zmq.RCVHWM: 1000,
+    # A peer that goes silent in the handshake holds a descriptor for 10 s, no longer.
+    zmq.HANDSHAKE_IVL: 10_000,
+    # Dead links are found in 30 s although TCP would take 15 minutes. The timeout is long because
+    # the timer only stops for whole frames (4 MiB over 1 Mbit/s take 33 s: bulk uses smaller
+    # chunks there) and because a peer that does not read for a while is not dead.
+    zmq.HEARTBEAT_IVL: 5_000,
+    zmq.HEARTBEAT_TIMEOUT: 30_000,
+    # Above 65 535 ms libzmq overflows the field and each PING breaks the connection.
+    zmq.HEARTBEAT_TTL: 60_000,
+    # For half-open connections where the other end's ZMTP is stuck: the kernel's own probes.
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_INTVL: 10,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 30_000,
+}
+
+BOUND = Profile(
+    zmq.ROUTER,
+    {
+        **_COMMON,
+        # Without it a ROUTER drops messages for a gone or full peer and calls that success.
+        zmq.ROUTER_MANDATORY: 1,
+        # The default 100 refuses peers when a thousand workers come at once.
+        zmq.BACKLOG: 4096,
+    },
+)
+
+DIALLING = Profile(
+    zmq.DEALER,
+    {
+        # ROUTING_ID is never set: a second connection with the same id is mute for ever.
+        **_COMMON,
+        # Messages queued for a connection that is not up would meet another incarnation of the
+        # listener; refuse them instead, the session keeps them.
+        zmq.IMMEDIATE: 1,
+        # An empty message on each new connection tells the listener of us before all else. What
+        # does not begin with one is a stranger (a port scanner taken for ZMTP 1.0, say), and is
+        # dropped there without state.
+        zmq.PROBE_ROUTER: 1,
+        # Quick at first, then backing off (with jitter, by libzmq) lest a thousand peers storm
+        # a broker that restarts.
+        zmq.RECONNECT_IVL: 200,
+        zmq.RECONNECT_IVL_MAX: 10_000,
+        zmq.CONNECT_TIMEOUT: 5_000,
+    },
+)
+
+
+class Options(NamedTuple):
+    """What a caller may choose about an endpoint."""
+
+    max_frame: int = DEFAULTS.max_frame
+    """Bytes. A peer that announces a longer frame is disconnected before memory is allocated."""
+    max_frames: int = 65_536
+    """Frames per message; a message with more is dropped and counted."""
+    hwm: int = 1000
+    """Messages per peer and direction that may queue."""
+    security: Security | None = None
+
+
+def make_socket(profile: Profile, options: Options, address: str) -> zmq.Socket[bytes]:
+    """A fresh socket of this profile, neither bound nor connected. Raises ConfigError."""
+    if not 0 < options.hwm < 1 << 20 or not 0 < options.max_frame < 1 << 40:
+        raise ConfigError("hwm must be 1 to a million messages, max_frame above 0 bytes")
+    socket: zmq.Socket[bytes] = context().socket(profile.kind)
+    try:
+        for option, value in profile.options.items():
+            socket.set(option, value)
+        socket.set(zmq.SNDHWM, options.hwm)
+        socket.set(zmq.RCVHWM, options.hwm)
+        # Checked from the header, before memory is allocated.
+        socket.set(zmq.MAXMSGSIZE, options.max_frame)
+        if "[" in address:
+            socket.set(zmq.IPV6, 1)
+        if options.security is not None:
+            options.security(socket, "listen" if profile is BOUND else "connect")
+    except BaseException:
+        socket.close(0)
+        raise
+    return socket
+
+
+# --- what happens to connections --------------------------------------------------------------
+
+_EVENT = struct.Struct("=HI")
+_names = itertools.count(1)
+
+UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+ACCEPTED = int(zmq.EVENT_ACCEPTED)
+DOWN = int(zmq.EVENT_DISCONNECTED)
+RELEASED = int(zmq.EVENT_CLOSED | zmq.EVENT_CLOSE_FAILED)
+
+
+class Monitor:
+    """The connections of one socket coming and going, as (event, descriptor) in order."""
+
+    def __init__(self, socket: zmq.Socket[bytes], events: int) -> None:
+        address = f"inproc://zfabric.monitor.{next(_names)}"
+        self._watched = socket
+        socket.monitor(address, events)
+        self.socket: zmq.Socket[bytes] = context().socket(zmq.PAIR)
+        # Unlimited: at a finite mark libzmq's I/O thread would block in here, and with it every
+        # connection of the process. An event takes some 60 bytes.
+        self.socket.set(zmq.RCVHWM, 0)
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.connect(address)
+
+    def read(self) -> list[tuple[int, int]]:
+        """All events since the last call, oldest first."""
+        events = []
+        try:
+            while True:
+                event, value = _EVENT.unpack(self.socket.recv(zmq.NOBLOCK))
+                self.socket.recv(zmq.NOBLOCK)  # the address; always there with the first frame
+                events.append((event, value))
+        except zmq.Again:
+            return events
+
+    def wait_released(self, timeout_s: float) -> None:
+        """Return when the listening descriptor is closed, or the time is over."""
+        while self.socket.poll(int(timeout_s * 1000)):
+            if any(event & RELEASED for event, _ in self.read()):
+                return
+
+    def close(self) -> None:
+        """End the events; call it before the watched socket is closed."""
+        self._watched.disable_monitor()
+        self.socket.close(0)
