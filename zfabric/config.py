@@ -1,0 +1,139 @@
+"""Settings: one frozen tree, with default, unit and reason beside each field.
+
+Read once at the top (command line or `Client()`) and passed down. Defaults < `ZFABRIC_...`
+environment < arguments: `Settings.load(inline_limit=...)`. `ZFABRIC_DEAD_S=60` sets `dead_s`.
+An unknown name is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from zfabric.errors import ConfigError
+
+KiB = 1024
+MiB = 1024 * KiB
+
+ENVIRONMENT_PREFIX = "ZFABRIC_"
+
+OTHER_VARIABLES = frozenset({"ZFABRIC_ADDRESS", "ZFABRIC_DEBUG"})
+"""Variables with our prefix that are not settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a broker, a worker and a client have to agree on, or may be tuned."""
+
+    inline_limit: int = 4 * KiB
+    """Bytes. Results up to this ride along in rows and outlive the worker that made them."""
+
+    argument_limit: int = 64 * KiB
+    """Bytes. A call's arguments above this become a value of their own, so that the control
+    plane carries no bulk."""
+
+    chunk: int = 2 * MiB
+    """Bytes of a value per message: 1 to 16 MiB all reach the speed of the link; small chunks
+    keep a ZeroMQ heartbeat from being cut off by one big frame."""
+
+    batch_rows: int = 4096
+    """Rows per message at most, so that the other end starts before we finish."""
+
+    batch_bytes: int = 1 * MiB
+    """Payload bytes per message at most, well below the largest frame that a listener takes."""
+
+    max_frame: int = 4 * MiB + 64 * KiB
+    """Bytes of the largest frame that a listener takes: one chunk of at most 4 MiB, and a head."""
+
+    window: int = 256
+    """Messages that may be on their way without an ack: below ZeroMQ's high-water mark of 1000,
+    which therefore is only a fuse."""
+
+    beat_s: float = 1.0
+    """Seconds between two beats of a peer."""
+
+    suspect_s: float = 5.0
+    """Seconds of silence after which a worker gets no new rows."""
+
+    dead_s: float = 30.0
+    """Seconds of silence after which a session is over."""
+
+    grace_s: float = 0.5
+    """Seconds that a peer whose connection broke has to come back before it is taken for dead.
+    A redial takes 0.2 s; a killed worker should be noticed in less than a second."""
+
+    connect_timeout_s: float = 5.0
+    """Seconds until a first contact without an answer is an error."""
+
+    max_deaths: int = 3
+    """Processes that a task may kill before it ends as KilledTask."""
+
+    lookahead_s: float = 0.02
+    """Seconds of work that a worker wants to hold ahead of need. A fabric round trip takes less
+    than a millisecond, so 20 ms hides it even when the machine stalls."""
+
+    max_rows: int = 4096
+    """Rows that a worker holds at most, whatever their duration."""
+
+    no_worker_warning_s: float = 3.0
+    """Seconds after which a waiting client says that there are no workers."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+        """Defaults, overlaid by the environment, overlaid by arguments that are not None."""
+        values: dict[str, Any] = {}
+        known = {f.name: type(f.default) for f in fields(cls)}
+        for name, text in (os.environ if environ is None else environ).items():
+            if name.startswith(ENVIRONMENT_PREFIX) and name not in OTHER_VARIABLES:
+                field_name = name[len(ENVIRONMENT_PREFIX) :].lower()
+                values[field_name] = _parsed(name, text, known)
+        for name, value in arguments.items():
+            if name not in known:
+                raise ConfigError(_unknown(name, known))
+            if value is not None:
+                values[name] = value
+        settings = replace(cls(), **values)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raise ConfigError when a value cannot work."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")
+        if self.inline_limit > self.batch_bytes:
+            raise ConfigError(
+                f"inline_limit ({self.inline_limit}) must not be above batch_bytes"
+                f" ({self.batch_bytes})"
+            )
+        if self.chunk + 64 * KiB > self.max_frame:
+            raise ConfigError(
+                f"chunk ({self.chunk}) must be at least 64 KiB below max_frame ({self.max_frame})"
+            )
+        if not self.beat_s < self.suspect_s < self.dead_s:
+            raise ConfigError("beat_s < suspect_s < dead_s must hold")
+
+
+def _parsed(name: str, text: str, known: Mapping[str, type]) -> Any:
+    field_name = name[len(ENVIRONMENT_PREFIX) :].lower()
+    if field_name not in known:
+        raise ConfigError(_unknown(name, [ENVIRONMENT_PREFIX + k.upper() for k in known]))
+    try:
+        return known[field_name](text)
+    except ValueError:
+        raise ConfigError(
+            f"{name}={text!r} is not {'an integer' if known[field_name] is int else 'a number'}"
+        ) from None
+
+
+def _unknown(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    return f"unknown setting {name}{hint}"
+
+
+DEFAULTS = Settings()

@@ -1,0 +1,378 @@
+"""The broker without its sockets: sessions, their routes, and the scheduler behind them.
+
+Frames of a peer come in through `receive`, news of a broken connection through `gone`, the time
+through `tick`. What is to be sent stands in the sessions of `dirty`; the runtime moves it to the
+sockets as fast as these take it.
+
+A peer is known by the token in its messages, not by its connection: after a redial its messages
+come by another route, and whatever it missed goes out again on that one. A session ends with a
+Bye, when its connection has been gone for `grace_s`, or after `dead_s` of silence. Silence is
+counted on the peer's account only while this broker was awake: after a stop of its own (SIGSTOP,
+a swapped-out machine) the deadlines move by as much.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from msgpack import packb
+
+from zfabric import messages as m
+from zfabric import wire
+from zfabric.config import DEFAULTS, Settings
+from zfabric.core.placement import WorkerRecord
+from zfabric.core.scheduler import Scheduler
+from zfabric.core.session import Session
+from zfabric.errors import RemoteProtocolError
+from zfabric.ids import MAX_SESSION
+from zfabric.wire import PROTOCOL, Header
+
+Peer = bytes
+Frames = Sequence[bytes | memoryview]
+
+MAX_REPLIES = 1024
+"""Replies to peers without a session that wait for a link at most."""
+
+REFUSALS_KEPT = 4096
+"""Unknown peers whose last refusal is remembered, so that none is answered more than once per
+beat."""
+
+
+class SessionRecord:
+    """What the broker knows of one session."""
+
+    __slots__ = ("gone_at", "hello", "name", "number", "peer", "session")
+
+    def __init__(self, number: int, name: str, hello: m.Hello, session: Session) -> None:
+        self.number = number
+        self.name = name
+        self.hello = hello
+        self.session = session
+        self.peer: Peer | None = None
+        """The connection that it was last heard on; None when that one broke."""
+        self.gone_at: float | None = None
+
+
+class BrokerMachine:
+    """Everything that a broker decides."""
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        address: str = "",
+        version: str = "",
+        python: str = "",
+        settings: Settings = DEFAULTS,
+        now: float,
+    ) -> None:
+        self.epoch = epoch
+        self.address = address
+        self.version = version
+        self.python = python
+        self.settings = settings
+        self.scheduler = Scheduler(settings, now)
+        self.sessions: dict[int, SessionRecord] = {}
+        """By token."""
+        self.by_number: dict[int, SessionRecord] = {}
+        self.routes: dict[Peer, SessionRecord] = {}
+        self.dirty: dict[SessionRecord, None] = {}
+        """Sessions that may have something to send."""
+        self.replies: list[tuple[Peer, list[bytes | memoryview]]] = []
+        """To peers without a session; sent once, lost when their link is full."""
+        self.counts: Counter[str] = Counter()
+        """Protocol errors by reason, and other events worth a figure."""
+        self.log: list[tuple[int, str]] = []
+        """(level, text) since the runtime last took them."""
+        self._started = now
+        self._ticked = now
+        self._next_number = 1
+        self._names: set[str] = set()
+        self._refused: OrderedDict[Peer, float] = OrderedDict()
+
+    # --- events -------------------------------------------------------------------------------
+
+    def receive(self, peer: Peer, frames: Frames, now: float) -> None:
+        """A message of a peer. Whatever it holds, nothing is raised."""
+        try:
+            header, message = wire.decode(frames)
+        except RemoteProtocolError as exc:
+            self._bad(peer, exc)
+            return
+        kind = type(message)
+        if kind is m.Hello:
+            assert isinstance(message, m.Hello)
+            self._hello(peer, header, message, now)
+            return
+        record = self.sessions.get(header.token)
+        if record is None or header.epoch != self.epoch:
+            if kind is not m.Refuse:
+                self._refuse_unknown(peer, header.token, now)
+            return
+        if record.peer != peer:
+            self._route(record, peer)
+        try:
+            if not record.session.receive(header, message, now):
+                if kind is m.Beat:
+                    self._beat(record, message)
+                if record.session.has_unsent:
+                    self.dirty[record] = None
+                return
+            if record.session.has_unsent:
+                self.dirty[record] = None
+            if kind is m.Relay:
+                self._relay(record, message)
+            elif kind is m.Bye:
+                self._end(record, "said good-bye", now)
+            elif kind is m.Ask and message.what == "info":  # type: ignore[union-attr]
+                self._answer(record, message.request, self.info(now))  # type: ignore[union-attr]
+            else:
+                self.scheduler.on_message(record.number, message, now)
+        except RemoteProtocolError as exc:
+            self._bad(peer, exc)
+            self._reply(peer, record.session.token, m.Refuse("protocol", str(exc)))
+            self._end(record, f"broke the protocol: {exc}", now)
+
+    def gone(self, peer: Peer, now: float) -> None:
+        """A peer's connection broke."""
+        record = self.routes.pop(peer, None)
+        if record is not None and record.peer == peer:
+            record.peer = None
+            record.gone_at = now
+
+    def tick(self, now: float) -> float:
+        """What time alone brings about. Returns when to be called again at the latest."""
+        settings = self.settings
+        gap = now - self._ticked
+        self._ticked = now
+        asleep = gap if gap > 2 * settings.beat_s else 0.0
+        wake = now + settings.beat_s
+        for record in list(self.sessions.values()):
+            session = record.session
+            if asleep:
+                # While we slept nobody could be heard: that silence is ours.
+                session.last_heard = min(now, session.last_heard + asleep)
+                if record.gone_at is not None:
+                    record.gone_at = min(now, record.gone_at + asleep)
+            silent = now - session.last_heard
+            if record.gone_at is not None and now - record.gone_at >= settings.grace_s:
+                self._end(record, "its connection broke and it did not come back", now)
+                continue
+            if silent >= settings.dead_s:
+                self._end(record, f"silent for {silent:.0f} s", now)
+                continue
+            if record.hello.role == m.WORKER:
+                suspect = silent >= settings.suspect_s or record.gone_at is not None
+                self.scheduler.set_suspect(record.number, suspect)
+            if record.gone_at is not None:
+                wake = min(wake, record.gone_at + settings.grace_s)
+            wake = min(wake, session.tick(now))
+            if session.has_unsent:
+                self.dirty[record] = None
+        self.scheduler.tick(now)
+        if self.scheduler.has_surplus():
+            wake = min(wake, now + RECALL_CHECK_S)
+        return wake
+
+    def turn(self) -> None:
+        """The end of a turn: what the scheduler has to say goes into the sessions."""
+        by_number = self.by_number
+        for number, message in self.scheduler.flush():
+            record = by_number.get(number)
+            if record is not None:
+                record.session.post(message)
+                self.dirty[record] = None
+
+    def close(self, text: str = "the broker was stopped") -> None:
+        """Tell everybody that this broker ends."""
+        for record in self.sessions.values():
+            if record.peer is not None:
+                self._reply(record.peer, record.session.token, m.Refuse("closing", text))
+
+    def info(self, now: float) -> dict[str, Any]:
+        """Figures for people: plain values only."""
+        info = self.scheduler.info()
+        for worker in info["workers"]:
+            record = self.by_number[worker["number"]]
+            worker["silent_s"] = round(now - record.session.last_heard, 3)
+        info["address"] = self.address
+        info["version"] = self.version
+        info["python"] = self.python
+        info["uptime_s"] = round(now - self._started, 3)
+        info["bytes_in"] = self.counts["bytes_in"]
+        info["bytes_out"] = self.counts["bytes_out"]
+        info["messages_in"] = self.counts["messages_in"]
+        info["messages_out"] = self.counts["messages_out"]
+        info["errors"] = {k: n for k, n in self.counts.items() if k.startswith("bad:")}
+        return info
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def _hello(self, peer: Peer, header: Header, hello: m.Hello, now: float) -> None:
+        record = self.sessions.get(header.token)
+        if record is not None:  # our Welcome was lost, or is on its way
+            if record.peer != peer:
+                self._route(record, peer)
+            self._welcome(record)
+            return
+        refusal = self._why_not(header, hello)
+        if refusal is not None:
+            self.counts[f"refused:{refusal.code}"] += 1
+            self.log.append(
+                (logging.WARNING, f"refused {hello.role} {hello.name!r}: {refusal.code}")
+            )
+            self._reply(peer, header.token, refusal)
+            return
+        number = self._next_number
+        self._next_number += 1
+        session = Session(header.token, self.epoch, settings=self.settings, now=now)
+        name = self._unique(hello.name or f"{hello.host}-{hello.pid}")
+        record = SessionRecord(number, name, hello, session)
+        self.sessions[header.token] = record
+        self.by_number[number] = record
+        self._route(record, peer)
+        if hello.role == m.WORKER:
+            self.scheduler.worker_joined(_worker_record(number, name, hello, now), now)
+            self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
+        else:
+            self.scheduler.client_joined(number, name, hello.depth)
+            self.log.append((logging.INFO, f"client {name} joined"))
+        self._welcome(record)
+
+    def _why_not(self, header: Header, hello: m.Hello) -> m.Refuse | None:
+        if header.version != PROTOCOL or (
+            hello.python.split(".")[:2] != self.python.split(".")[:2] and self.python
+        ):
+            rows = (
+                ("", "broker", hello.role),
+                ("protocol", str(PROTOCOL), str(header.version)),
+                ("zfabric", self.version, hello.zfabric),
+                ("python", self.python, hello.python),
+            )
+            table = "\n".join(f"  {what:<10}{ours:<14}{theirs}" for what, ours, theirs in rows)
+            return m.Refuse(
+                "version",
+                "the broker and this "
+                f"{hello.role} do not fit together; install the same zfabric and Python "
+                f"(major.minor) on both sides:\n{table}",
+            )
+        if header.token == 0 or (hello.role == m.WORKER and hello.slots < 1):
+            return m.Refuse("hello", "a session needs a token, and a worker at least one slot")
+        if self._next_number > MAX_SESSION:
+            return m.Refuse(
+                "full", "this broker has had all the sessions it can number; restart it"
+            )
+        return None
+
+    def _welcome(self, record: SessionRecord) -> None:
+        settings = self.settings
+        record.session.post(
+            m.Welcome(
+                record.number,
+                record.name,
+                self.version,
+                settings.inline_limit,
+                settings.beat_s,
+                settings.dead_s,
+            )
+        )
+        self.dirty[record] = None
+
+    def _route(self, record: SessionRecord, peer: Peer) -> None:
+        """A session speaks by a new connection: what the old one swallowed goes out again."""
+        if record.peer is not None:
+            self.routes.pop(record.peer, None)
+        if record.peer is not None or record.gone_at is not None:
+            record.session.reconnected()
+            self.counts["reconnects"] += 1
+        record.peer = peer
+        record.gone_at = None
+        self.routes[peer] = record
+        self.dirty[record] = None
+
+    def _end(self, record: SessionRecord, why: str, now: float) -> None:
+        """A session is over; the peer's later messages are answered with "unknown"."""
+        if self.sessions.pop(record.session.token, None) is None:
+            return
+        del self.by_number[record.number]
+        self._names.discard(record.name)
+        self.dirty.pop(record, None)
+        if record.peer is not None:
+            self.routes.pop(record.peer, None)
+        role = record.hello.role
+        self.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
+        if role == m.WORKER:
+            self.scheduler.worker_left(record.number, why, now)
+        else:
+            self.scheduler.client_left(record.number)
+
+    def _unique(self, name: str) -> str:
+        """The name, or the name with a number behind it when it is taken."""
+        unique, n = name, 1
+        while unique in self._names:
+            n += 1
+            unique = f"{name}-{n}"
+        self._names.add(unique)
+        return unique
+
+    # --- small matters ------------------------------------------------------------------------
+
+    def _beat(self, record: SessionRecord, message: m.Message) -> None:
+        assert isinstance(message, m.Beat)
+        worker = self.scheduler.workers.get(record.number)
+        if worker is not None:
+            worker.load = message.load
+            if worker.suspect:
+                self.scheduler.set_suspect(record.number, False)
+
+    def _relay(self, record: SessionRecord, message: m.Message) -> None:
+        """Pass frames on, unread. A target that is gone says nothing: who asks, asks again."""
+        assert isinstance(message, m.Relay)
+        target = self.by_number.get(message.peer)
+        if target is not None and target.peer is not None:
+            target.session.post(m.Relay(record.number, message.frames))
+            self.dirty[target] = None
+
+    def _answer(self, record: SessionRecord, request: int, answer: Any) -> None:
+        record.session.post(m.Answer(request, packb(answer)))
+        self.dirty[record] = None
+
+    def _reply(self, peer: Peer, token: int, message: m.Message) -> None:
+        if len(self.replies) < MAX_REPLIES:
+            self.replies.append((peer, wire.encode(message, token, self.epoch)))
+
+    def _refuse_unknown(self, peer: Peer, token: int, now: float) -> None:
+        last = self._refused.get(peer)
+        if last is not None and now - last < self.settings.beat_s:
+            return
+        self._refused[peer] = now
+        self._refused.move_to_end(peer)
+        if len(self._refused) > REFUSALS_KEPT:
+            self._refused.popitem(last=False)
+        text = "the broker does not know this session: it restarted, or gave the session up"
+        self._reply(peer, token, m.Refuse("unknown", text))
+
+    def _bad(self, peer: Peer, exc: RemoteProtocolError) -> None:
+        self.counts[f"bad:{exc.reason}"] += 1
+        self.log.append((logging.DEBUG, f"bad message from {peer.hex()}: {exc}"))
+
+
+RECALL_CHECK_S = 0.05
+"""How often to look for rows stuck behind a long one, while there may be any."""
+
+
+def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> WorkerRecord:
+    return WorkerRecord(
+        number,
+        name,
+        hello.slots,
+        threads=hello.threads,
+        resources=hello.resources,
+        data_address=hello.data_address,
+        host=hello.host,
+        pid=hello.pid,
+        now=now,
+    )

@@ -1,0 +1,109 @@
+"""A turn's rows as messages: a few per peer, each within the limits of one message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from zfabric import messages as m
+from zfabric.config import Settings
+from zfabric.core.placement import WorkerRecord
+from zfabric.core.tasks import ClientRecord
+
+Outgoing = tuple[int, m.Message]
+"""(session number, message)"""
+
+
+def to_client(client: ClientRecord, out: list[Outgoing], settings: Settings) -> None:
+    """Results, and an empty record again."""
+    ids, statuses, payloads = client.ids, bytes(client.statuses), client.payloads
+    for start, end in slices(payloads, settings):
+        results = m.Results(ids[start:end], statuses[start:end], payloads[start:end])
+        out.append((client.number, results))
+    client.ids = []
+    client.statuses = bytearray()
+    client.payloads = []
+
+
+def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> None:
+    """Drop and Free come before Run, as an id that was dropped may run again in this very turn;
+    Give comes before the rows that need it."""
+    number = worker.number
+    if worker.drops:
+        out.append((number, m.Drop(worker.drops)))
+        worker.drops = []
+    if worker.frees:
+        out.append((number, m.Free(worker.frees)))
+        worker.frees = []
+    if worker.gives:
+        given = [blob for _, blob in worker.gives]
+        for start, end in slices(given, settings):
+            ids = [id_ for id_, _ in worker.gives[start:end]]
+            out.append((number, m.Give(ids, given[start:end])))
+        worker.gives = []
+    for fn in _big_functions(worker, settings):
+        out.append((number, m.Run([fn], (), (), (), ())))
+    if worker.ids:
+        out.extend((number, run) for run in _runs(worker, settings))
+        worker.ids, worker.attempts, worker.fns = [], [], []
+        worker.payloads, worker.deps, worker.functions = [], [], []
+
+
+def slices(payloads: Sequence[bytes], settings: Settings) -> Iterator[tuple[int, int]]:
+    """Cut a column into [start, end) pieces of at most batch_rows rows and batch_bytes bytes (a
+    single row may be larger)."""
+    n = len(payloads)
+    if n <= settings.batch_rows and sum(map(len, payloads)) <= settings.batch_bytes:
+        yield 0, n
+        return
+    start = size = 0
+    for row, payload in enumerate(payloads):
+        if row > start and (
+            size + len(payload) > settings.batch_bytes or row - start >= settings.batch_rows
+        ):
+            yield start, row
+            start, size = row, 0
+        size += len(payload)
+    yield start, n
+
+
+def _big_functions(worker: WorkerRecord, settings: Settings) -> list[tuple[int, str, bytes]]:
+    """Functions that are too large to travel beside rows; they go ahead, one per message."""
+    total = sum(len(blob) for _, _, blob in worker.functions)
+    if total <= settings.batch_bytes:
+        return []
+    functions, worker.functions = worker.functions, []
+    return functions
+
+
+def _runs(worker: WorkerRecord, settings: Settings) -> Iterator[m.Run]:
+    ids, attempts, fns, payloads = worker.ids, worker.attempts, worker.fns, worker.payloads
+    if not worker.deps:
+        functions = worker.functions
+        for start, end in slices(payloads, settings):
+            yield m.Run(
+                functions,
+                ids[start:end],
+                attempts[start:end],
+                fns[start:end],
+                payloads[start:end],
+            )
+            functions = []
+        return
+    # Inline inputs count as bytes of their row.
+    deps = dict(worker.deps)
+    weights = list(payloads)
+    for row, ways in deps.items():
+        weights[row] = payloads[row] + b"".join(
+            data for _, way, data in ways if way == m.INLINE and isinstance(data, bytes)
+        )
+    functions = worker.functions
+    for start, end in slices(weights, settings):
+        yield m.Run(
+            functions,
+            ids[start:end],
+            attempts[start:end],
+            fns[start:end],
+            payloads[start:end],
+            [(row - start, deps[row]) for row in range(start, end) if row in deps],
+        )
+        functions = []

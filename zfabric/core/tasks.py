@@ -1,0 +1,131 @@
+"""What the broker knows of each task, function and session.
+
+A task's state is one of six, and says which fields mean something:
+
+    WAITING   n_waiting inputs are not there yet
+    READY     in the ready queue; every input can be had
+    ASSIGNED  on `worker` as `attempt`; not necessarily started, and under the successor rule not
+              necessarily ready: what it waits for is then on the same worker
+    DONE      `value` is the inline blob, or `holders` have it in their stores (`nbytes`)
+    FAILED    `status` and `value` are what its client is told
+    RELEASED  nobody wants the value any more, but another value would need this task to be
+              computed again; only the recipe is kept
+
+             submit                      assign                Done
+    (none) ─────────▶ WAITING ─▶ READY ─────────▶ ASSIGNED ─────────▶ DONE ──▶ RELEASED
+                         ▲         ▲  worker lost,    │   error, cancel  │ holder   │ needed
+                         └─────────┴──returned, ──────┘──────▶ FAILED    │ lost     │ again
+                         ▲            slot died                          │          │
+                         └───────────────────────────────────────────────┴──────────┘
+
+A record with nobody left to want it, wait for it or be computed again from it is deleted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zfabric.messages import DEFAULT_OPTIONS, TaskOptions
+
+if TYPE_CHECKING:
+    from zfabric.core.placement import WorkerRecord
+
+WAITING = 0
+READY = 1
+ASSIGNED = 2
+DONE = 3
+FAILED = 4
+RELEASED = 5
+
+STATE_NAMES = ("waiting", "ready", "running", "finished", "failed", "released")
+
+
+class FunctionRecord:
+    """A function's blob. Tasks hold the record, so it lives as long as one may need it."""
+
+    __slots__ = ("blob", "id", "name")
+
+    def __init__(self, id_: int, name: str, blob: bytes) -> None:
+        self.id = id_
+        self.name = name
+        self.blob = blob
+
+
+class TaskRecord:
+    """One task and its value, as the broker sees them."""
+
+    __slots__ = (
+        "attempt",
+        "dependents",
+        "deps",
+        "fn",
+        "history",
+        "holders",
+        "id",
+        "lineage",
+        "n_waiting",
+        "nbytes",
+        "options",
+        "owner",
+        "payload",
+        "state",
+        "status",
+        "value",
+        "wanted",
+        "worker",
+    )
+
+    def __init__(
+        self, id_: int, fn: FunctionRecord | None, payload: bytes, owner: ClientRecord
+    ) -> None:
+        self.id = id_
+        self.fn = fn
+        """None: a value that a client put; it cannot be computed again."""
+        self.payload = payload
+        self.owner = owner
+        self.options: TaskOptions = DEFAULT_OPTIONS
+        self.deps: tuple[TaskRecord, ...] = ()
+        self.dependents: dict[TaskRecord, None] | None = None
+        """Tasks that still need this one's value, oldest first (a dict, as sets of records
+        would come in an order that differs from run to run)."""
+        self.lineage = 0
+        """Stored values and failed tasks that would need this one to be made again."""
+        self.n_waiting = 0
+        self.wanted = True
+        """The client that submitted it has not released it."""
+        self.state = READY
+        self.worker: WorkerRecord | None = None
+        self.attempt = 0
+        self.status = 0
+        self.value: bytes | None = None
+        self.nbytes = 0
+        self.holders: set[WorkerRecord] | None = None
+        self.history: list[tuple[int, str]] | None = None
+        """(ERROR, DIED or LOST, text) per attempt that gave no value, oldest first."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: its key, or its function and number."""
+        return self.options.key or f"{self.fn.name if self.fn else 'data'}-{self.id:x}"
+
+    def story(self) -> str:
+        """One line for people."""
+        name = self.name
+        where = f" on {self.worker.name}" if self.worker else ""
+        return f"{name}: {STATE_NAMES[self.state]}{where}, attempt {self.attempt}"
+
+
+class ClientRecord:
+    """A client session, and the rows that go out to it at the end of this turn."""
+
+    __slots__ = ("depth", "functions", "ids", "name", "number", "payloads", "statuses")
+
+    def __init__(self, number: int, name: str, depth: int = 0) -> None:
+        self.number = number
+        self.name = name
+        self.depth = depth
+        self.functions: dict[int, FunctionRecord] = {}
+        """Those that its rows may name, oldest first; see scheduler.MAX_FUNCTIONS."""
+        self.ids: list[int] = []
+        self.statuses = bytearray()
+        self.payloads: list[bytes] = []

@@ -1,0 +1,395 @@
+"""What peers say to one another: frozen records, each with many rows, as parallel columns.
+
+A record says nothing of bytes; `zfabric.wire` makes it frames and back, and checks it. Columns
+(`ids`, `statuses`, `payloads`, ...) have one entry per row and equal lengths. What few rows need
+(dependencies, options) is sparse: a list of (row index, ...) pairs. `docs/protocol.md` tells the
+story of who says what when.
+
+    client -> broker   Submit Release Cancel Retry Register Ask
+    broker -> client   Results Answer
+    broker -> worker   Run Recall Drop Give Free Forget
+    worker -> broker   Done Returned Missing Holds
+    both ways          Hello Welcome Refuse Beat Nack Bye Relay
+    data channels      Fetch Chunk Put PutDone NotHere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# --- How a row ended: one byte per row in Done and Results ------------------------------------
+
+VALUE = 0
+"""A value that rides along; the payload is its inline blob."""
+STORED = 1
+"""A value in a worker's store. Done: payload is its size, 8 bytes little-endian.
+Results: payload is msgpack [nbytes, [[worker number, data address], ...]]."""
+ERROR = 2
+"""The task raised; the payload is the exception as `codec.exceptions` dumps it."""
+DIED = 3
+"""Done only: the slot's process died while the row ran; payload is msgpack [text]."""
+CANCELLED = 4
+"""The task will not run, or its outcome is not wanted. No payload."""
+KILLED = 5
+"""Results only: it killed its process too often; payload is msgpack [text, [attempt texts]]."""
+LOST = 6
+"""Results only: its value or its worker is gone; payload is msgpack [text]."""
+UNFIT = 7
+"""Results only: no worker has what it asks for; payload is msgpack [text]."""
+
+N_STATUSES = 8
+
+# --- How a dependency reaches the worker ------------------------------------------------------
+
+INLINE = 0
+"""(id, INLINE, blob): the value rides along."""
+LOCAL = 1
+"""(id, LOCAL, nbytes): the value is, or will be, at the worker that gets the row."""
+REMOTE = 2
+"""(id, REMOTE, [nbytes, [[worker number, data address], ...]]): fetch it there."""
+
+Dependency = tuple[int, int, object]
+
+CLIENT = "client"
+WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What a row asks for beyond the defaults."""
+
+    priority: int = 0
+    """Higher runs sooner; -2**31 .. 2**31."""
+    retries: int = 0
+    """How often the task runs again after it raised."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Amounts it occupies on a worker while it runs, e.g. {"GPU": 1}."""
+    workers: tuple[str, ...] = ()
+    """Names of the workers that may run it; empty: any."""
+    key: str = ""
+    """The user's name for it, for people; the client de-duplicates by it."""
+
+
+DEFAULT_OPTIONS = TaskOptions()
+
+
+# --- Sessions: not sequenced ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A peer's first message; repeated until Welcome or Refuse comes."""
+
+    role: str
+    name: str
+    zfabric: str
+    python: str
+    host: str
+    pid: int
+    depth: int = 0
+    """0 for a user's client, n + 1 for one made inside a task of a client of depth n."""
+    slots: int = 0
+    threads: bool = False
+    resources: dict[str, float] = field(default_factory=dict)
+    data_address: str = ""
+    """Where a worker serves its values; "" when nobody can dial in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The broker takes the session."""
+
+    number: int
+    name: str
+    zfabric: str
+    inline_limit: int
+    beat_s: float
+    dead_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The broker does not take the session, or no longer knows it (code "unknown")."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """I live, and the last message that I sent in sequence was number `sent`."""
+
+    sent: int
+    load: tuple[int, ...] = ()
+    """Workers: (rows held, rows running, slots, values held, bytes held, memory in bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """I still miss message number `expected`: send it and all later ones again."""
+
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Frames for another session, passed on unread. Not sequenced: who asks, asks again.
+
+    peer: session number, of the target towards the broker and of the source away from it.
+    """
+
+    peer: int
+    frames: tuple[bytes, ...]
+
+
+# --- Sequenced --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The last message of a session: the peer closes and keeps nothing."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """client -> broker: run these calls, in this order of age."""
+
+    functions: Sequence[tuple[int, str, bytes]]
+    """(function id, name, blob) of those that the broker has not seen from this session."""
+    ids: Sequence[int]
+    fns: Sequence[int]
+    payloads: Sequence[bytes]
+    """The arguments; b"" when they are a value of their own: the last dependency."""
+    deps: Sequence[tuple[int, Sequence[int]]] = ()
+    """(row, ids of the values that it needs, in the order in which its arguments use them)."""
+    options: Sequence[tuple[int, TaskOptions]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """client -> broker: nobody here wants these any more."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """client -> broker: end these, whoever waits for them."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """client -> broker: run these failed ones again."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """client -> broker: I have put these values into workers' stores."""
+
+    ids: Sequence[int]
+    sizes: Sequence[int]
+    holders: Sequence[Sequence[int]]
+    """Session numbers of the workers that hold each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """client -> broker: tell me. `what` is "info", "workers" or "locate" (about = task ids)."""
+
+    request: int
+    what: str
+    about: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """broker -> client: msgpack of the answer to a request."""
+
+    request: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """broker -> client: these ended."""
+
+    ids: Sequence[int]
+    statuses: bytes
+    payloads: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """broker -> worker: run these rows, in this order."""
+
+    functions: Sequence[tuple[int, str, bytes]]
+    """Those that this worker has not seen."""
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    fns: Sequence[int]
+    payloads: Sequence[bytes]
+    deps: Sequence[tuple[int, Sequence[Dependency]]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """broker -> worker: give these back if they have not started."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """broker -> worker: forget these rows where they have not started; a started one goes on,
+    and its outcome is thrown away by whoever reads the attempt number."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """broker -> worker: keep these small values, as inline blobs; rows that follow name them as
+    LOCAL. For rows whose inline dependencies would not fit in one message."""
+
+    ids: Sequence[int]
+    payloads: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """broker -> worker: forget these values."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """broker -> worker: forget these functions."""
+
+    fns: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """worker -> broker: these attempts ended."""
+
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    statuses: bytes
+    payloads: Sequence[bytes]
+    credit: int
+    """How many rows, running ones included, this worker is willing to hold from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """worker -> broker: these rows were not started and are yours again. It answers each Recall,
+    even when nothing could be given back."""
+
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    credit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """worker -> broker: these values could not be fetched from any of the places told; the
+    rows that need them are given back in a Returned that follows."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """worker -> broker: I now hold copies of these values as well."""
+
+    ids: Sequence[int]
+
+
+# --- Data channels: no session, no sequence ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Send me bytes [offset, offset + length) of a value, laid out as `codec.layout` says."""
+
+    id: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a value. `sizes` are its buffers' sizes in bytes, from which `codec.layout`
+    tells where each begins."""
+
+    id: int
+    offset: int
+    sizes: Sequence[int]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Keep this part of a value; answered by PutDone once all parts are there."""
+
+    id: int
+    offset: int
+    sizes: Sequence[int]
+    data: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class PutDone:
+    """The value is in the store, whole. `error` says why not, else ""."""
+
+    id: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NotHere:
+    """I do not hold that value."""
+
+    id: int
+
+
+Message = (
+    Hello
+    | Welcome
+    | Refuse
+    | Beat
+    | Nack
+    | Relay
+    | Bye
+    | Submit
+    | Release
+    | Cancel
+    | Retry
+    | Register
+    | Ask
+    | Answer
+    | Results
+    | Run
+    | Recall
+    | Drop
+    | Give
+    | Free
+    | Forget
+    | Done
+    | Returned
+    | Missing
+    | Holds
+    | Fetch
+    | Chunk
+    | Put
+    | PutDone
+    | NotHere
+)

@@ -1,0 +1,79 @@
+"""Where a broker may listen: the next free port, and never beyond this host without keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from typing import Any
+
+from zfabric import transport
+from zfabric.errors import AddressInUse, ConfigError, InsecureBind
+from zfabric.transport import Listener
+
+log = logging.getLogger(__name__)
+
+PORTS_TRIED = 100
+
+
+def split_tcp(address: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port) of an address with a port; None for the other kinds."""
+    scheme, mark, rest = address.partition("://")
+    if not mark or "tcp" not in scheme:
+        return None
+    host, colon, port = rest.rpartition(":")
+    if not colon or not (port.isdigit() or port == "*") or int(port.replace("*", "0")) > 65535:
+        raise ConfigError(
+            f"{address} has no port; write it like {scheme}://127.0.0.1:8787 (port 0: a free one)"
+        )
+    return scheme, host, int(port.replace("*", "0"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this host can reach a listener bound to this host name."""
+    host = host.strip("[]")
+    if host in ("*", ""):
+        return False
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError as exc:
+        raise ConfigError(f"the host {host!r} cannot be resolved: {exc.strerror or exc}") from exc
+    return all(ipaddress.ip_address(str(info[4][0])).is_loopback for info in found)
+
+
+def check_exposure(address: str, insecure: bool) -> None:
+    """Raise InsecureBind for a listener beyond this host, unless it was asked for by name."""
+    parts = split_tcp(address)
+    if parts is None or is_loopback(parts[1]):
+        return
+    if not insecure:
+        raise InsecureBind(
+            f"{address} can be reached from other machines, and whoever reaches it could run any "
+            "code here. Listen on tcp://127.0.0.1:8787 and reach it through `ssh -L`, or, in a "
+            "network where you trust every machine and user, type:\n"
+            f"  zfabric broker --listen {address} --insecure"
+        )
+    log.warning(
+        "listening on %s without keys: anybody who can reach it can run any code here", address
+    )
+
+
+def listen_near(address: str, *, strict: bool, **options: Any) -> Listener:
+    """Listen at the address, or, unless strict, at the next free port, saying so."""
+    parts = split_tcp(address)
+    if parts is None or parts[2] == 0 or strict:
+        return transport.listen(address, **options)
+    scheme, host, port = parts
+    for candidate in range(port, min(port + PORTS_TRIED, 65536)):
+        try:
+            listener = transport.listen(f"{scheme}://{host}:{candidate}", **options)
+        except AddressInUse:
+            continue
+        if candidate != port:
+            log.warning("port %d is in use; listening on %d instead", port, candidate)
+        return listener
+    raise AddressInUse(address, f"ports {port} to {candidate} are all in use; choose another one")

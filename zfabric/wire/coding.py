@@ -1,0 +1,435 @@
+"""Each message's body: how it is packed, how it is read, and its number on the wire.
+
+`decode` is total: whatever frames arrive, it returns a message or raises RemoteProtocolError
+with a constant reason that the caller counts. It allocates nothing that the received bytes do
+not pay for (msgpack refuses declared lengths beyond the buffer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from msgpack import packb, unpackb
+
+from zfabric import messages as m
+from zfabric.errors import LocalProtocolError, RemoteProtocolError
+from zfabric.wire.fields import (
+    Malformed,
+    pack_ids,
+    pack_options,
+    read_blobs,
+    read_bytes,
+    read_dependencies,
+    read_functions,
+    read_ids,
+    read_int,
+    read_int_list,
+    read_list,
+    read_options,
+    read_resources,
+    read_row_ids,
+    read_seconds,
+    read_text,
+)
+from zfabric.wire.header import MAX_FRAMES, PROTOCOL, Header, decode_header, encode_header
+
+__all__ = ["Body", "Header", "decode", "encode", "encode_body", "encode_header"]
+
+Frame = bytes | memoryview
+Bulk = tuple[Frame, ...]
+
+
+class Body(NamedTuple):
+    """A message as it will travel, but for the header, which changes when it is sent again."""
+
+    kind: int
+    frames: list[Frame]
+    nbytes: int
+
+
+class _Kind(NamedTuple):
+    message: type
+    sequenced: bool
+    pack: Callable[[Any], Any]
+    read: Callable[[list[Any], Bulk], m.Message]
+    n_fields: int
+
+
+def encode_body(message: m.Message) -> Body:
+    """Everything behind the header. Raises LocalProtocolError when a field cannot be packed."""
+    kind, pack = _PACKERS[type(message)]
+    try:
+        frames: list[Frame] = [packb(pack(message))]
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise LocalProtocolError(f"cannot pack {type(message).__name__}: {exc}") from exc
+    if isinstance(message, (m.Chunk, m.Put)):
+        frames.append(message.data)
+    elif isinstance(message, m.Relay):
+        frames.extend(message.frames)
+    return Body(kind, frames, sum(map(len, frames)))
+
+
+def encode(
+    message: m.Message, token: int = 0, epoch: int = 0, seq: int = 0, ack: int = 0
+) -> list[Frame]:
+    """The frames of a message: header, body, bulk."""
+    body = encode_body(message)
+    return [encode_header(body.kind, token, epoch, seq, ack), *body.frames]
+
+
+def is_sequenced(message: m.Message) -> bool:
+    """Whether the message takes a number and is sent again until it is acknowledged."""
+    return type(message) in _SEQUENCED
+
+
+def decode(frames: Sequence[Frame]) -> tuple[Header, m.Message]:
+    """The message in these frames. Raises RemoteProtocolError, and nothing else.
+
+    A Hello or Refuse of another protocol version is returned too, with that version in its
+    header, so that both sides can say what they speak.
+    """
+    if not 2 <= len(frames) <= MAX_FRAMES:
+        raise RemoteProtocolError("frame-count", f"{len(frames)} frames")
+    header = decode_header(bytes(frames[0]))
+    kind = _KINDS.get(header.kind)
+    if header.version != PROTOCOL and (kind is None or kind.message not in (m.Hello, m.Refuse)):
+        raise RemoteProtocolError("version", f"protocol version {header.version}, not {PROTOCOL}")
+    if kind is None:
+        raise RemoteProtocolError("kind", f"unknown kind of message {header.kind}")
+    if (header.seq != 0) is not kind.sequenced:
+        raise RemoteProtocolError("sequence", "a sequence number is missing or out of place")
+    try:
+        fields = unpackb(frames[1])
+        if type(fields) is not list or len(fields) != kind.n_fields:
+            raise Malformed("not the fields of this kind of message")
+        return header, kind.read(fields, tuple(frames[2:]))
+    except Malformed as exc:
+        raise RemoteProtocolError("body", f"{kind.message.__name__}: {exc}") from None
+    except Exception as exc:  # msgpack and UTF-8 raise several unrelated kinds on garbage
+        raise RemoteProtocolError("body-garbage", f"{kind.message.__name__}: {exc}") from None
+
+
+# --- Readers, one per layout ------------------------------------------------------------------
+
+
+def _no_bulk(bulk: Bulk) -> None:
+    if bulk:
+        raise Malformed("bulk frames where none belong")
+
+
+def _one_bulk(bulk: Bulk) -> Frame:
+    if len(bulk) != 1:
+        raise Malformed("not exactly one bulk frame")
+    return bulk[0]
+
+
+def _read_hello(f: list[Any], bulk: Bulk) -> m.Hello:
+    _no_bulk(bulk)
+    if f[0] not in (m.CLIENT, m.WORKER) or type(f[8]) is not bool:
+        raise Malformed("unknown role or kind of slots")
+    return m.Hello(
+        f[0],
+        read_text(f[1], 256),
+        read_text(f[2], 64),
+        read_text(f[3], 64),
+        read_text(f[4], 256),
+        read_int(f[5]),
+        read_int(f[6], 0, 1 << 16),
+        read_int(f[7], 0, 1 << 16),
+        f[8],
+        read_resources(f[9]),
+        read_text(f[10], 512),
+    )
+
+
+def _read_welcome(f: list[Any], bulk: Bulk) -> m.Welcome:
+    _no_bulk(bulk)
+    return m.Welcome(
+        read_int(f[0], 1),
+        read_text(f[1]),
+        read_text(f[2]),
+        read_int(f[3]),
+        read_seconds(f[4]),
+        read_seconds(f[5]),
+    )
+
+
+def _read_refuse(f: list[Any], bulk: Bulk) -> m.Refuse:
+    _no_bulk(bulk)
+    return m.Refuse(read_text(f[0], 64), read_text(f[1], 16384))
+
+
+def _read_beat(f: list[Any], bulk: Bulk) -> m.Beat:
+    _no_bulk(bulk)
+    load = read_int_list(f[1])
+    if len(load) > 16:
+        raise Malformed("a load of more than 16 figures")
+    return m.Beat(read_int(f[0]), tuple(load))
+
+
+def _read_relay(f: list[Any], bulk: Bulk) -> m.Relay:
+    return m.Relay(read_int(f[0], 1), bulk)  # type: ignore[arg-type]
+
+
+def _read_submit(f: list[Any], bulk: Bulk) -> m.Submit:
+    _no_bulk(bulk)
+    ids = read_ids(f[1])
+    n = len(ids)
+    fns = read_ids(f[2])
+    if len(fns) != n:
+        raise Malformed("a column has another length than its ids")
+    return m.Submit(
+        read_functions(f[0]),
+        ids,
+        fns,
+        read_blobs(f[3], n),
+        read_row_ids(f[4], n),
+        read_options(f[5], n),
+    )
+
+
+def _read_register(f: list[Any], bulk: Bulk) -> m.Register:
+    _no_bulk(bulk)
+    ids, sizes = read_ids(f[0]), read_ids(f[1])
+    holders = [read_int_list(h) for h in read_list(f[2])]
+    if not len(ids) == len(sizes) == len(holders):
+        raise Malformed("a column has another length than its ids")
+    return m.Register(ids, sizes, holders)
+
+
+def _read_ask(f: list[Any], bulk: Bulk) -> m.Ask:
+    _no_bulk(bulk)
+    return m.Ask(read_int(f[0]), read_text(f[1], 64), read_ids(f[2]))
+
+
+def _read_answer(f: list[Any], bulk: Bulk) -> m.Answer:
+    _no_bulk(bulk)
+    return m.Answer(read_int(f[0]), read_bytes(f[1]))
+
+
+def _read_statuses(value: object, n: int) -> bytes:
+    statuses = read_bytes(value)
+    if len(statuses) != n or (n and max(statuses) >= m.N_STATUSES):
+        raise Malformed("statuses are not one known byte per row")
+    return statuses
+
+
+def _read_results(f: list[Any], bulk: Bulk) -> m.Results:
+    _no_bulk(bulk)
+    ids = read_ids(f[0])
+    n = len(ids)
+    return m.Results(ids, _read_statuses(f[1], n), read_blobs(f[2], n))
+
+
+def _read_give(f: list[Any], bulk: Bulk) -> m.Give:
+    _no_bulk(bulk)
+    ids = read_ids(f[0])
+    return m.Give(ids, read_blobs(f[1], len(ids)))
+
+
+def _read_run(f: list[Any], bulk: Bulk) -> m.Run:
+    _no_bulk(bulk)
+    ids, attempts, fns = read_ids(f[1]), read_ids(f[2]), read_ids(f[3])
+    n = len(ids)
+    if not n == len(attempts) == len(fns):
+        raise Malformed("a column has another length than its ids")
+    return m.Run(
+        read_functions(f[0]),
+        ids,
+        attempts,
+        fns,
+        read_blobs(f[4], n),
+        read_dependencies(f[5], n),
+    )
+
+
+def _read_done(f: list[Any], bulk: Bulk) -> m.Done:
+    _no_bulk(bulk)
+    ids, attempts = read_ids(f[0]), read_ids(f[1])
+    n = len(ids)
+    if len(attempts) != n:
+        raise Malformed("a column has another length than its ids")
+    statuses = _read_statuses(f[2], n)
+    payloads = read_blobs(f[3], n)
+    if m.STORED in statuses:
+        for status, payload in zip(statuses, payloads, strict=True):
+            if status == m.STORED and len(payload) != 8:
+                raise Malformed("a stored value's size is not 8 bytes")
+    return m.Done(ids, attempts, statuses, payloads, read_int(f[4]))
+
+
+def _read_returned(f: list[Any], bulk: Bulk) -> m.Returned:
+    _no_bulk(bulk)
+    ids, attempts = read_ids(f[0]), read_ids(f[1])
+    if len(ids) != len(attempts):
+        raise Malformed("a column has another length than its ids")
+    return m.Returned(ids, attempts, read_int(f[2]))
+
+
+def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
+    _no_bulk(bulk)
+    return m.Fetch(read_int(f[0]), read_int(f[1]), read_int(f[2]))
+
+
+def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], Bulk], m.Message]:
+    def read(f: list[Any], bulk: Bulk) -> m.Message:
+        sizes = read_int_list(f[2], 1 << 48)
+        if len(sizes) > 1 << 16:
+            raise Malformed("a value of too many buffers")
+        return message(read_int(f[0]), read_int(f[1], 0, 1 << 48), sizes, _one_bulk(bulk))
+
+    return read
+
+
+def _read_put_done(f: list[Any], bulk: Bulk) -> m.PutDone:
+    _no_bulk(bulk)
+    return m.PutDone(read_int(f[0]), read_text(f[1]))
+
+
+def _ids_reader(message: Callable[[list[int]], m.Message]) -> Callable[..., m.Message]:
+    def read(f: list[Any], bulk: Bulk) -> m.Message:
+        _no_bulk(bulk)
+        return message(read_ids(f[0]))
+
+    return read
+
+
+def _pack_column(x: Any) -> Any:
+    return (pack_ids(x.ids),)
+
+
+def _pack_part(x: Any) -> Any:
+    return (x.id, x.offset, list(x.sizes))
+
+
+def _int_reader(message: Callable[[int], m.Message]) -> Callable[..., m.Message]:
+    def read(f: list[Any], bulk: Bulk) -> m.Message:
+        _no_bulk(bulk)
+        return message(read_int(f[0]))
+
+    return read
+
+
+def _read_bye(f: list[Any], bulk: Bulk) -> m.Bye:
+    _no_bulk(bulk)
+    return m.Bye(read_text(f[0]))
+
+
+def _read_forget(f: list[Any], bulk: Bulk) -> m.Forget:
+    _no_bulk(bulk)
+    return m.Forget(read_ids(f[0]))
+
+
+# --- The table: number on the wire -> everything about a kind ---------------------------------
+# Numbers are never given to another kind. Below 16: sessions; 16..: sequenced; 48..: data.
+
+_KINDS: dict[int, _Kind] = {
+    1: _Kind(
+        m.Hello,
+        False,
+        lambda x: (
+            x.role,
+            x.name,
+            x.zfabric,
+            x.python,
+            x.host,
+            x.pid,
+            x.depth,
+            x.slots,
+            x.threads,
+            x.resources,
+            x.data_address,
+        ),
+        _read_hello,
+        11,
+    ),
+    2: _Kind(
+        m.Welcome,
+        False,
+        lambda x: (x.number, x.name, x.zfabric, x.inline_limit, x.beat_s, x.dead_s),
+        _read_welcome,
+        6,
+    ),
+    3: _Kind(m.Refuse, False, lambda x: (x.code, x.text), _read_refuse, 2),
+    4: _Kind(m.Beat, False, lambda x: (x.sent, x.load), _read_beat, 2),
+    5: _Kind(m.Nack, False, lambda x: (x.expected,), _int_reader(m.Nack), 1),
+    6: _Kind(m.Relay, False, lambda x: (x.peer,), _read_relay, 1),
+    16: _Kind(m.Bye, True, lambda x: (x.reason,), _read_bye, 1),
+    17: _Kind(
+        m.Submit,
+        True,
+        lambda x: (
+            x.functions,
+            pack_ids(x.ids),
+            pack_ids(x.fns),
+            x.payloads,
+            x.deps,
+            pack_options(x.options),
+        ),
+        _read_submit,
+        6,
+    ),
+    18: _Kind(m.Release, True, _pack_column, _ids_reader(m.Release), 1),
+    19: _Kind(m.Cancel, True, _pack_column, _ids_reader(m.Cancel), 1),
+    20: _Kind(m.Retry, True, _pack_column, _ids_reader(m.Retry), 1),
+    21: _Kind(
+        m.Register,
+        True,
+        lambda x: (pack_ids(x.ids), pack_ids(x.sizes), x.holders),
+        _read_register,
+        3,
+    ),
+    22: _Kind(m.Ask, True, lambda x: (x.request, x.what, pack_ids(x.about)), _read_ask, 3),
+    23: _Kind(m.Answer, True, lambda x: (x.request, x.payload), _read_answer, 2),
+    24: _Kind(
+        m.Results,
+        True,
+        lambda x: (pack_ids(x.ids), x.statuses, x.payloads),
+        _read_results,
+        3,
+    ),
+    25: _Kind(
+        m.Run,
+        True,
+        lambda x: (
+            x.functions,
+            pack_ids(x.ids),
+            pack_ids(x.attempts),
+            pack_ids(x.fns),
+            x.payloads,
+            x.deps,
+        ),
+        _read_run,
+        6,
+    ),
+    26: _Kind(m.Recall, True, _pack_column, _ids_reader(m.Recall), 1),
+    27: _Kind(m.Drop, True, _pack_column, _ids_reader(m.Drop), 1),
+    28: _Kind(m.Free, True, _pack_column, _ids_reader(m.Free), 1),
+    29: _Kind(m.Forget, True, lambda x: (pack_ids(x.fns),), _read_forget, 1),
+    30: _Kind(
+        m.Done,
+        True,
+        lambda x: (pack_ids(x.ids), pack_ids(x.attempts), x.statuses, x.payloads, x.credit),
+        _read_done,
+        5,
+    ),
+    31: _Kind(
+        m.Returned,
+        True,
+        lambda x: (pack_ids(x.ids), pack_ids(x.attempts), x.credit),
+        _read_returned,
+        3,
+    ),
+    32: _Kind(m.Missing, True, _pack_column, _ids_reader(m.Missing), 1),
+    33: _Kind(m.Holds, True, _pack_column, _ids_reader(m.Holds), 1),
+    34: _Kind(m.Give, True, lambda x: (pack_ids(x.ids), x.payloads), _read_give, 2),
+    48: _Kind(m.Fetch, False, lambda x: (x.id, x.offset, x.length), _read_fetch, 3),
+    49: _Kind(m.Chunk, False, _pack_part, _part_reader(m.Chunk), 3),
+    50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 3),
+    51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
+    52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+}
+
+_PACKERS = {entry.message: (number, entry.pack) for number, entry in _KINDS.items()}
+_SEQUENCED = frozenset(entry.message for entry in _KINDS.values() if entry.sequenced)

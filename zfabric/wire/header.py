@@ -1,0 +1,67 @@
+"""The header: the first frame of each message, 15 to 45 bytes.
+
+    [magic, protocol version, kind, session token, epoch, sequence number, ack]
+
+The places of these seven never change, nor do Hello and Refuse, so that any two versions can
+tell each other why they do not talk.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgpack import packb, unpackb
+
+from zfabric.errors import RemoteProtocolError
+
+MAGIC = 0x7AFB
+"""No other protocol's first bytes decode to a msgpack array that begins with this number."""
+
+PROTOCOL = 1
+"""Raised by one with each change that an older peer would misread."""
+
+MAX_HEADER = 64
+"""Bytes. Seven integers need at most 1 + 7 * 9."""
+
+MAX_FRAMES = 8
+"""Frames per message: header, body, and what a Relay carries."""
+
+MAX_U64 = (1 << 64) - 1
+
+
+class Header(NamedTuple):
+    """What a message says before anything of its meaning is read."""
+
+    kind: int
+    token: int
+    """The session it belongs to; 0 on data channels."""
+    epoch: int
+    """The broker's incarnation as the sender knows it; 0 before Welcome."""
+    seq: int
+    """1, 2, ... for messages in sequence; 0 for the others."""
+    ack: int
+    """The highest number that the sender has received in sequence."""
+    version: int = PROTOCOL
+
+
+def encode_header(kind: int, token: int, epoch: int, seq: int, ack: int) -> bytes:
+    """The header's frame, in this protocol version."""
+    frame: bytes = packb((MAGIC, PROTOCOL, kind, token, epoch, seq, ack))
+    return frame
+
+
+def decode_header(frame: bytes) -> Header:
+    """Raises RemoteProtocolError on anything that is not a header of ours, of any version."""
+    if len(frame) > MAX_HEADER:
+        raise RemoteProtocolError("header-too-long", f"a header of {len(frame)} bytes")
+    try:
+        parts = unpackb(frame)
+    except Exception as exc:  # msgpack raises several unrelated kinds on garbage
+        raise RemoteProtocolError("header-garbage", str(exc)) from None
+    if type(parts) is not list or len(parts) != 7 or parts[0] != MAGIC:
+        raise RemoteProtocolError("magic", "not a message of zfabric")
+    for part in parts:
+        if type(part) is not int or not 0 <= part <= MAX_U64:
+            raise RemoteProtocolError("header-field", "a header field is not an unsigned integer")
+    _, version, kind, token, epoch, seq, ack = parts
+    return Header(kind, token, epoch, seq, ack, version)
