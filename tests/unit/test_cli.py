@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import zfabric
 from zfabric.cli import group, status
-from zfabric.cli.options import Resources, merged, say, usable_cores
+from zfabric.cli.options import Resources, merged, say
 from zfabric.errors import ConnectFailed, InternalError
 
 
@@ -122,10 +122,6 @@ def test_the_module_runs_like_the_command() -> None:
 def test_say_escapes_what_the_stream_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     say("a\udcffb")
     assert capsys.readouterr().out == "a\\udcffb\n"
-
-
-def test_usable_cores() -> None:
-    assert usable_cores() >= 1
 
 
 INFO = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zfabric.cli.options import log_level, start_logging
+from zfabric.cli.options import log_level, say, start_logging
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:8787"
 
@@ -50,5 +50,6 @@ def broker(
             strict=strict,
             connection_file=connection_file,
             insecure=insecure,
+            announce=say,
         )
     )

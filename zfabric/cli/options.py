@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Any, TextIO
 
@@ -56,11 +55,6 @@ def start_logging(level: str) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which a container or `taskset` makes fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zfabric.cli.options import Resources, log_level, merged, start_logging, usable_cores
+from zfabric.cli.options import Resources, log_level, merged, start_logging
 
 
 @click.command(short_help="Start a worker for a broker.")
@@ -51,7 +51,7 @@ def worker(
     raise SystemExit(
         serve(
             address,
-            slots=slots or usable_cores(),
+            slots=slots,
             kind="thread" if threads else "process",
             name=name,
             resources=merged(resources),

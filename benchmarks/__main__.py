@@ -1,0 +1,28 @@
+"""`python -m benchmarks SUBJECT ...`: one subject per folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+SUBJECTS = {
+    "tasks": "what a task costs: throughput, latency, chains, trees, start-up, broker memory",
+}
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("python -m benchmarks SUBJECT [--help]\n")
+        for name, text in SUBJECTS.items():
+            print(f"  {name:<10} {text}")
+        return 0
+    subject, *rest = argv
+    if subject not in SUBJECTS:
+        print(f"no subject {subject!r}; there are: {', '.join(SUBJECTS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"benchmarks.{subject}.command")
+    return int(command.main(rest) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

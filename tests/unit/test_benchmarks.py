@@ -1,0 +1,112 @@
+"""The harness of the benchmarks: right answers on a real peer, spread, verdicts, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.measure import Results, environment, quantile
+from benchmarks.tasks import targets, workloads
+from benchmarks.tasks.peers import PEERS, Pool
+
+TINY = workloads.Sizes(map=20, calls=20, links=5, leaves=64, small=20, budget_s=1.0)
+
+
+def some_results() -> Results:
+    results = Results()
+    for peer, rates in {"zfabric": (100_000, 90_000, 120_000), "pool": (9_000, 9_100)}.items():
+        for rate in rates:
+            results.add(peer, "no-op map", "rate", rate, "tasks/s", 50, higher_is_better=True)
+    return results
+
+
+def test_a_peer_runs_every_workload() -> None:
+    peer, results = Pool(), Results()
+    peer.start(1)
+    try:
+        workloads.run(peer, results, TINY)
+    finally:
+        peer.stop()
+    assert not results.failures
+    assert {workload for workload, _ in results.rows()} == {
+        "no-op map", "submit→result", "chain", "tree", "small results",
+    }  # fmt: skip
+    assert all(series.median > 0 for series in results)
+
+
+def test_a_workload_that_fails_is_noted() -> None:
+    class Broken(Pool):
+        def chain(self, links: int) -> int:
+            if links > 4:
+                raise OSError("no")
+            return links
+
+    peer, results = Broken(), Results()
+    peer.start(1)
+    try:
+        workloads.run(peer, results, TINY)
+    finally:
+        peer.stop()
+    assert results.failures == [("pool", "chain", "OSError: no")]
+    assert "FAILED pool, chain" in report.table(results, ["pool"])
+
+
+def test_the_table_has_medians_and_spread() -> None:
+    text = report.table(some_results(), ["zfabric", "pool", "ray"])
+    assert "100,000" in text
+    assert "90,000..120,000" in text
+    assert "9,050" in text
+    assert text.splitlines()[1].endswith(" -")
+
+
+def test_verdicts_are_ratios_of_one_run() -> None:
+    (first, second, *_) = targets.verdicts(some_results())
+    assert "11.0   must" in first
+    assert "aim ≥ 12" in first
+    assert "100,000   aim" in second
+
+
+def test_without_our_figures_there_is_no_verdict() -> None:
+    assert targets.verdicts(Results()) == []
+
+
+def test_json(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "tasks.json"
+    report.write_json(path, environment(["pytest"]), some_results(), slots=2)
+    content = json.loads(path.read_text())
+    assert content["slots"] == 2
+    assert content["environment"]["versions"]["pytest"]
+    assert content["results"][0]["min"] == 90_000
+
+
+@pytest.mark.parametrize(("q", "value"), [(0.0, 1), (0.5, 3), (0.99, 4), (1.0, 4)])
+def test_quantile(q: float, value: int) -> None:
+    assert quantile([1, 2, 3, 4], q) == value
+
+
+def test_sizes_fit_the_budget() -> None:
+    assert workloads.fitting(1000, 300.5) == 300
+    assert workloads.fitting(1000, 10_000) == 1000
+    assert workloads.fitting(1000, 0.1) == 50
+    assert workloads.fitting(20, 0.1) == 20
+
+
+def test_a_missing_peer_names_its_install_line() -> None:
+    class Missing(PEERS["ray"]):  # type: ignore[misc]
+        module = "no_such_module_anywhere"
+
+    assert Missing().missing() == "pip install ray"
+    assert PEERS["pool"]().missing() == ""
+
+
+def test_the_command_line_knows_its_subjects() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "weather"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "tasks" in done.stderr
