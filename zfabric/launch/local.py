@@ -178,9 +178,11 @@ def usable_cores() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this interpreter's import path: children then find what we would find."""
-    here = [os.getcwd() if entry == "" else entry for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(here)}
+    """Ours, and on the import path whatever this process added to the interpreter's own, such as
+    the directory of the script: tasks then import what the script imports."""
+    own = [entry or os.getcwd() for entry in sys.path]
+    added = [e for e in own if not e.startswith((sys.prefix, sys.base_prefix))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(added))}
 
 
 def _runtime_directory() -> str | None:
