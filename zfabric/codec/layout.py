@@ -1,0 +1,66 @@
+"""Where the frames of a value lie when they are kept or moved as one run of bytes.
+
+A value is a list of frames: its pickle stream and its buffers. Stored, it is one contiguous
+area in which each frame begins at a multiple of 64 bytes, so that an array mapped from there is
+aligned as well as one from malloc. The sizes alone tell the whole layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zfabric.errors import CodecError
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest vector register."""
+
+MAX_NBYTES = 1 << 46
+"""No value is larger; a peer that says so lies."""
+
+
+def nbytes_of(sizes: Sequence[int]) -> int:
+    """Bytes of the whole area. The last frame is not padded.
+
+    Raises CodecError when a size is negative or the sum is beyond any value.
+    """
+    end = 0
+    for size in sizes:
+        if size < 0:
+            raise CodecError(f"a value with a frame of {size} bytes")
+        end = (end + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT + size
+        if end > MAX_NBYTES:
+            raise CodecError("the frames of a value are larger than any value may be")
+    return end
+
+
+def offsets_of(sizes: Sequence[int]) -> list[int]:
+    """The first byte of each frame, in bytes from the area's beginning."""
+    offsets = []
+    end = 0
+    for size in sizes:
+        start = (end + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        offsets.append(start)
+        end = start + size
+    return offsets
+
+
+def split(area: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """The frames of a value as views into its area. Raises CodecError when it is too short."""
+    if nbytes_of(sizes) > area.nbytes:
+        raise CodecError(f"{area.nbytes} bytes are too few for frames of {list(sizes)[:8]} bytes")
+    return [
+        area[start : start + size] for start, size in zip(offsets_of(sizes), sizes, strict=True)
+    ]
+
+
+def join(frames: Sequence[bytes | bytearray | memoryview]) -> list[bytes | bytearray | memoryview]:
+    """The frames with the padding between them: what to write, in order, to lay them out."""
+    parts: list[bytes | bytearray | memoryview] = []
+    end = 0
+    for frame in frames:
+        gap = -end % ALIGNMENT
+        if gap:
+            parts.append(bytes(gap))
+        parts.append(frame)
+        end += gap + len(frame)
+    return parts

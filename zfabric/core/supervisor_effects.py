@@ -1,0 +1,99 @@
+"""What the worker's machine asks its runtime to do. One record per slot and turn, none per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+SKIPPED = 255
+"""How a slot reports a row that it did not run because the value that it should have followed
+was not left in the slot. Never leaves the worker."""
+
+
+class StoredValue(Protocol):
+    """A value too large to ride along, as the runtime holds it."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class SendRows(NamedTuple):
+    """Put rows into a slot's socket, behind the functions that it has not seen.
+
+    rows: (id, attempt, function id, payload), or with two more: values, and whether to keep the
+    result for a row that follows. A value is bytes (an inline blob), an int (the id of a row
+    before it in the same slot, whose result was kept) or a tuple of one id (it is in the store).
+    """
+
+    slot: int
+    functions: list[tuple[int, str, bytes]]
+    rows: list[tuple[Any, ...]]
+
+
+class TakeBack(NamedTuple):
+    """Take up to `count` rows, the last ones sent, out of a slot; answer with taken_back()."""
+
+    slot: int
+    count: int
+
+
+class PeekSlot(NamedTuple):
+    """Look for rows that the slot finished but did not report, as a long one came after them."""
+
+    slot: int
+
+
+class StartSlot(NamedTuple):
+    """Start a slot; answer with slot_started() or slot_died()."""
+
+    slot: int
+
+
+class StopSlot(NamedTuple):
+    """End an idle slot. No answer."""
+
+    slot: int
+
+
+class ForgetFunctions(NamedTuple):
+    """Tell a slot to let go of functions."""
+
+    slot: int
+    fns: Sequence[int]
+
+
+class KeepValue(NamedTuple):
+    """Put a value into the store."""
+
+    id: int
+    value: StoredValue
+
+
+class FreeValues(NamedTuple):
+    """Remove values from the store."""
+
+    ids: Sequence[int]
+
+
+class FetchValue(NamedTuple):
+    """Fetch a value into the store; answer with value_fetched() or fetch_failed().
+
+    sources: (worker number, data address) of its holders.
+    """
+
+    id: int
+    nbytes: int
+    sources: Sequence[tuple[int, str]]
+
+
+Effect = (
+    SendRows
+    | TakeBack
+    | PeekSlot
+    | StartSlot
+    | StopSlot
+    | ForgetFunctions
+    | KeepValue
+    | FreeValues
+    | FetchValue
+)

@@ -1,0 +1,85 @@
+"""What the worker's machine knows of each slot, and of each row that has dependencies.
+
+An *entry* is a row as the machine keeps it, a plain tuple, because a worker sees a hundred
+thousand of them per second: (id, attempt, function id, payload), or with a Linked as fifth.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+Entry = tuple[Any, ...]
+
+NOWHERE = -1
+"""Linked.home: none of the rows that it waits for is in a slot."""
+SCATTERED = -2
+"""Linked.home: they are in several slots, or their results will not stay there."""
+
+
+class Linked:
+    """The dependencies of one row.
+
+    values: one per dependency, as SendRows tells; None while it is not here.
+    deps: their ids.  need: how many are not here yet.
+    home, near: the slot in which `near` of those are, in line to run, with their results kept.
+    sent: the row itself is in a slot.
+    """
+
+    __slots__ = ("deps", "home", "near", "need", "sent", "values")
+
+    def __init__(self) -> None:
+        self.deps: list[int] = []
+        self.values: list[Any] = []
+        self.need = 0
+        self.home = NOWHERE
+        self.near = 0
+        self.sent = False
+
+
+class SlotRecord:
+    """One slot.
+
+    sent: entries in it that it has not reported, in the order in which they run; all but the
+    first may not have begun.  followers: entries that may be sent behind those they wait for.
+    quiet_since: when it last reported, or got its first row after being idle; seconds.
+    peeked: nothing that it keeps to itself is left since.
+    """
+
+    __slots__ = (
+        "bare",
+        "blocked",
+        "followers",
+        "functions",
+        "nbytes",
+        "number",
+        "parked",
+        "peeked",
+        "quiet_since",
+        "resetting",
+        "sent",
+        "started",
+    )
+
+    def __init__(self, number: int, now: float) -> None:
+        self.number = number
+        self.sent: deque[Entry] = deque()
+        self.followers: deque[Entry] = deque()
+        self.functions: set[int] = set()
+        self.nbytes = 0.0
+        """Of the payloads in `sent`, about."""
+        self.started = False
+        self.blocked = False
+        self.parked = False
+        """It ends what it has and gets nothing new: there are slots enough."""
+        self.resetting = False
+        """Rows were taken back, and it has not said yet that it knows."""
+        self.bare = False
+        """No row can be taken back: those in it have begun, or were asked for in vain."""
+        self.quiet_since = now
+        self.peeked = False
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows may be sent to it."""
+        return self.started and not (self.blocked or self.parked or self.resetting)

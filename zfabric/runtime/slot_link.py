@@ -1,0 +1,281 @@
+"""The supervisor's end of one slot: sends it rows, takes them back, reads what it reports.
+
+A link never blocks: what the socket does not take waits in `_unsent`, and the links' epoll says
+when it may go on. See slot_protocol for the rules that both ends follow.
+"""
+
+from __future__ import annotations
+
+import marshal
+import mmap
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from zfabric.errors import CodecError, InternalError
+from zfabric.messages import STORED
+from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.slot_values import write_all
+from zfabric.runtime.store import Store, Value
+
+RECV_NBYTES = 1 << 16
+MAX_READS = 8
+"""Buffers read per turn, so that one slot does not hold up the others."""
+ANCILLARY = socket.CMSG_SPACE(4 * 64)
+FDS_PER_FRAME = 60
+
+
+class Batch(NamedTuple):
+    """Rows that ended, in the order in which they were sent. Payloads of STORED are Values."""
+
+    statuses: bytes
+    payloads: list[Any]
+    busy_s: float
+    """How long they took; 0.0 when unknown."""
+
+
+class Report(NamedTuple):
+    """What one turn's reading found.  events: Batch, or a slot_protocol word such as READY."""
+
+    events: list[Batch | int]
+    closed: bool
+
+
+class SlotLink:
+    """number: the slot's.  sock, tokens, page: see slot_protocol; the link owns them."""
+
+    def __init__(self, number: int, sock: socket.socket, tokens: int, page: mmap.mmap) -> None:
+        sock.setblocking(False)
+        self.number = number
+        self.fd = sock.fileno()
+        self._sock = sock
+        self._tokens = tokens
+        self._page = memoryview(page)
+        self._words = self._page[: p.N_WORDS * 8].cast("Q")
+        self._received = memoryview(bytearray(RECV_NBYTES))
+        self._inbox = bytearray()
+        self._fds: deque[int] = deque()
+        self._n_reported = 0
+        """Rows whose outcome was taken in: the index of the next one."""
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
+        self._resetting = False
+
+    # --- towards the slot ---------------------------------------------------------------------
+
+    def send_config(self, address: str, worker: str, inline_limit: int) -> None:
+        """Tell what tasks may ask about where they run."""
+        config = {"address": address, "worker": worker, "inline_limit": inline_limit}
+        self._send(p.CONFIG, marshal.dumps(config, 2))
+
+    def send_rows(
+        self, functions: list[tuple[int, str, bytes]], rows: list[Any], store: Store
+    ) -> None:
+        """Send rows, behind functions that the slot does not have. Values come from the store."""
+        if functions:
+            self._send(p.FUNCTIONS, marshal.dumps(functions, 2))
+        fds: list[int] = []
+        for row in rows:
+            if len(row) > 4:
+                row[4] = [_place(v, store, fds) if type(v) is tuple else v for v in row[4]]
+        # Tokens first: a row without one would count as taken back.
+        os.eventfd_write(self._tokens, len(rows))
+        self._send(p.ROWS, marshal.dumps(rows, 2), fds)
+
+    def forget(self, fns: Sequence[int]) -> None:
+        """Let the slot drop functions."""
+        self._send(p.FORGET, marshal.dumps(list(fns), 2))
+
+    def take_back(self, count: int) -> int:
+        """Take up to `count` of the rows sent last; how many are ours again, for certain."""
+        taken = 0
+        try:
+            while taken < count:
+                os.eventfd_read(self._tokens)
+                taken += 1
+        except BlockingIOError:
+            pass
+        if taken and not self._resetting:
+            self._resetting = True
+            self._send(p.RESET, b"")
+        return taken
+
+    def _send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
+        if len(body) > p.MAX_BODY:
+            fd = os.memfd_create("zfabric-frame", os.MFD_CLOEXEC)
+            write_all(fd, [body])
+            fds = [fd, *fds]
+            kind, body = p.LARGE, bytes((kind,))
+        try:
+            for start in range(0, len(fds), FDS_PER_FRAME):
+                copies = [os.dup(fd) for fd in fds[start : start + FDS_PER_FRAME]]
+                self._put(p.FRAME.pack(1, p.DESCRIPTORS) + b"\0", copies)
+            self._put(p.FRAME.pack(len(body), kind) + body, [])
+        finally:
+            if kind == p.LARGE:
+                os.close(fds[0])
+
+    def _put(self, data: bytes, fds: list[int]) -> None:
+        self._unsent.append((memoryview(data), fds))
+        if len(self._unsent) == 1:
+            self.send_more()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the socket is full: call send_more() when it has room."""
+        return bool(self._unsent)
+
+    def send_more(self) -> None:
+        """Send what the socket did not take before. A slot that is gone is noticed by read()."""
+        unsent = self._unsent
+        while unsent:
+            data, fds = unsent[0]
+            try:
+                if fds:
+                    sent = socket.send_fds(self._sock, [data], fds)
+                else:
+                    sent = self._sock.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                sent = len(data)
+            for fd in fds:
+                os.close(fd)
+            if sent < len(data):
+                unsent[0] = (data[sent:], [])
+                return
+            unsent.popleft()
+
+    # --- from the slot ------------------------------------------------------------------------
+
+    def read(self) -> Report:
+        """All that arrived, up to half a megabyte."""
+        events: list[Batch | int] = []
+        for _ in range(MAX_READS):
+            try:
+                nbytes, ancillary, _, _ = self._sock.recvmsg_into(
+                    [self._received], ANCILLARY, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                break
+            except OSError:
+                return Report(events, True)
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    self._fds.extend(array("i", data))
+            if not nbytes:
+                return Report(events, True)
+            self._inbox += self._received[:nbytes]
+            self._parse(events)
+            if nbytes < RECV_NBYTES:
+                break
+        return Report(events, False)
+
+    def _parse(self, events: list[Batch | int]) -> None:
+        inbox, at, size = self._inbox, 0, p.FRAME.size
+        while len(inbox) - at >= size:
+            nbytes, kind = p.FRAME.unpack_from(inbox, at)
+            end = at + size + nbytes
+            if len(inbox) < end:
+                break
+            if kind == p.RESULTS or kind == p.FILE:
+                first, busy_ns = p.HEAD.unpack_from(inbox, at + size)
+                fd = self._fds.popleft() if kind == p.FILE else -1
+                body = bytes(inbox[at + size + p.HEAD.size : end])
+                batch = self._batch(first, body, 1 << 62, busy_ns, fd)
+                if batch is not None:
+                    events.append(batch)
+            else:
+                if kind == p.RESET_DONE:
+                    self._resetting = False
+                events.append(kind)
+            at = end
+        del inbox[:at]
+
+    def _batch(self, first: int, body: bytes, n_rows: int, busy_ns: int, fd: int) -> Batch | None:
+        """The records of a batch that were not seen by an earlier peek."""
+        statuses = bytearray()
+        payloads: list[Any] = []
+        unpack, size = p.RECORD.unpack_from, p.RECORD.size
+        at, end = 0, len(body)
+        skip = self._n_reported - first
+        while at < end and n_rows:
+            status, nbytes = unpack(body, at)
+            at += size
+            n_rows -= 1
+            if skip > 0:
+                skip -= 1
+            else:
+                payload: Any = body[at : at + nbytes]
+                if status == STORED:
+                    payload = _value(payload, fd)
+                statuses.append(status)
+                payloads.append(payload)
+            at += nbytes
+        if skip < 0:
+            raise InternalError(f"slot {self.number} reported row {first} too early")
+        if not payloads:
+            return None
+        self._n_reported += len(payloads)
+        return Batch(bytes(statuses), payloads, busy_ns * 1e-9)
+
+    def peek(self) -> Batch | None:
+        """Rows that the slot finished and has not reported. The batch is read from the page.
+
+        While a row runs the slot leaves the batch alone; if another row has begun by the time
+        that it was copied, nothing is taken: the slot is not stuck, and will report by itself.
+        """
+        words = self._words
+        claimed, finished, first = words[p.CLAIMED], words[p.FINISHED], words[p.BATCH_FIRST]
+        if finished <= self._n_reported or first > self._n_reported:
+            return None  # Nothing, or an earlier batch waits in the socket: read() that first.
+        body = bytes(self._page[p.BATCH :])
+        if words[p.CLAIMED] != claimed or words[p.BATCH_FIRST] != first:
+            return None
+        return self._batch(first, body, finished - first, 0, -1)
+
+    def is_running(self) -> bool:
+        """Whether a row had begun and not ended; after peek(), it is the first one not reported."""
+        return self._words[p.CLAIMED] > max(self._words[p.FINISHED], self._n_reported)
+
+    def started_ns(self) -> int:
+        """When the running row began, in nanoseconds of CLOCK_MONOTONIC."""
+        return self._words[p.STARTED_NS]
+
+    def close(self) -> None:
+        """Close this end: an idle slot ends by itself."""
+        self._sock.close()
+        if self._tokens >= 0:
+            os.close(self._tokens)
+            self._tokens = -1
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        for _, fds in self._unsent:
+            for fd in fds:
+                os.close(fd)
+        self._unsent.clear()
+
+
+def _place(reference: tuple[int], store: Store, fds: list[int]) -> tuple[Any, Any]:
+    """A stored value as the slot reads it; its descriptor goes to `fds`."""
+    value = store.get(reference[0])
+    if value is None:
+        raise InternalError(f"value {reference[0]} was promised to a slot and is not in the store")
+    if value.fd < 0:
+        return value.sizes, bytes(value.area)
+    fds.append(value.fd)
+    return value.sizes, None
+
+
+def _value(payload: bytes, fd: int) -> Value:
+    """The value of a STORED record."""
+    try:
+        sizes, data = marshal.loads(payload)
+    except (ValueError, EOFError, TypeError) as exc:
+        raise CodecError(f"a slot's value cannot be read: {exc}") from exc
+    if data is None:
+        return Value.from_file(sizes, fd)
+    return Value.from_bytes(sizes, data)

@@ -1,0 +1,78 @@
+"""What a supervisor and its slot share: frames on a socketpair, a page, and a token counter.
+
+Frames are `length u32, type u8, body`. Rows are run in the order in which they were sent, so
+results need no ids: they come back in that order.
+
+Before it starts a row the slot takes one token from an eventfd semaphore; the supervisor posts
+one per row that it sends. So when the supervisor takes k tokens away itself, the last k rows
+that it sent are its own again, with certainty, even while the slot is deep in C code. The slot
+notices when it finds no token for the next row; it then drops rows until it reads RESET, which
+it acknowledges. Until the acknowledgement nothing new is sent to it.
+
+The page (shared memory) holds a few 64-bit words and the batch of results that has not been
+sent yet. So a result that was finished before a long row began, or before the process died, can
+be read by the supervisor without any help from the slot.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+FRAME = Struct("<IB")
+"""Length of the body, type."""
+
+# Supervisor to slot.
+ROWS = 1
+"""marshal of a list of rows; see core.supervisor_effects.SendRows. A stored value is
+(sizes, bytes), or (sizes, None) with its file descriptor sent ahead."""
+FUNCTIONS = 2
+"""marshal of a list of (function id, name, blob)."""
+RESET = 3
+FORGET = 4
+"""marshal of a list of function ids."""
+CONFIG = 5
+"""marshal of {"address": str, "worker": str, "inline_limit": int}."""
+DESCRIPTORS = 6
+"""One byte; it brings descriptors for the next frame."""
+LARGE = 7
+"""u8: the type of the frame that lies in the next descriptor's file."""
+
+# Slot to supervisor.
+READY = 16
+RESULTS = 17
+"""first row u64, nanoseconds spent u64, then records."""
+RESET_DONE = 18
+BLOCKED = 19
+UNBLOCKED = 20
+FILE = 21
+"""As RESULTS, with one record, STORED; its bytes are in the descriptor that comes with it."""
+
+HEAD = Struct("<QQ")
+RECORD = Struct("<BI")
+"""Status, length of the payload, which follows. A STORED record's payload is marshal of
+(sizes, bytes or None)."""
+
+RESULTS_HEAD = Struct("<IBQQ")
+"""FRAME and HEAD at once."""
+
+# The page: indices of 64-bit words.
+CLAIMED = 0
+"""Rows that the slot has begun, since it was started."""
+STARTED_NS = 1
+"""When the last of them began, by CLOCK_MONOTONIC."""
+FINISHED = 2
+"""Rows whose record is complete, in the batch below or sent."""
+BATCH_FIRST = 3
+"""Rows finished before the first one of the batch below."""
+
+N_WORDS = 8
+BATCH = N_WORDS * 8 + RESULTS_HEAD.size
+"""Where the batch's records begin; its head is written before them when it is sent."""
+PAGE_NBYTES = 1 << 17
+BATCH_END = PAGE_NBYTES
+
+MAX_BODY = 1 << 20
+"""Bytes of a frame's body; more goes through a file."""
+
+IN_BAND = 1 << 16
+"""Bytes of a value that still travels over the socket."""

@@ -1,0 +1,106 @@
+"""Values as a slot takes them in and gives them out: inline blobs, laid-out areas, files."""
+
+from __future__ import annotations
+
+import marshal
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from zfabric.codec import layout
+from zfabric.codec.serialise import loads, loads_inline, pack, unpack
+from zfabric.messages import STORED, VALUE
+from zfabric.runtime.slot_protocol import IN_BAND
+
+MAX_PARTS = 512
+"""Buffers per writev; the kernel takes 1024."""
+
+MISSING = object()
+"""Stands for the values of a row of which one was not left in the slot."""
+
+
+class InFile:
+    """A stored value in a memfd that is still the slot's. sizes: of its frames, in bytes."""
+
+    __slots__ = ("fd", "sizes")
+
+    def __init__(self, frames: Sequence[Any], sizes: list[int]) -> None:
+        """Raises OSError when there is no memory; nothing is left then."""
+        self.sizes = sizes
+        self.fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC)
+        try:
+            write_all(self.fd, layout.join(frames))
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+
+def write_all(fd: int, parts: Sequence[Any]) -> None:
+    """Write all parts at the file's end. Writing a cold file is twice as fast as touching it
+    through a mapping, for the kernel then takes no fault per page."""
+    views = [memoryview(part) for part in parts if len(part)]
+    at = 0
+    while at < len(views):
+        written = os.writev(fd, views[at : at + MAX_PARTS])
+        while at < len(views) and written >= len(views[at]):
+            written -= len(views[at])
+            at += 1
+        if written:
+            views[at] = views[at][written:]
+
+
+def outlay(frames: list[Any], inline_limit: int) -> tuple[int, Any]:
+    """(status, payload) of a result that may be too large to ride along.
+
+    The payload is bytes, or an InFile for what is too large for the socket too.
+    """
+    sizes = [len(frame) for frame in frames]
+    nbytes = layout.nbytes_of(sizes)
+    if nbytes <= inline_limit:
+        blob = pack(frames)
+        if len(blob) <= inline_limit:
+            return VALUE, blob
+    if nbytes <= IN_BAND - 1024 and len(sizes) < 64:
+        return STORED, marshal.dumps((sizes, b"".join(layout.join(frames))), 2)
+    return STORED, InFile(frames, sizes)
+
+
+def mapped(fd: int) -> memoryview:
+    """All of a file as private memory, writable: what is written stays here. Closes `fd`."""
+    try:
+        nbytes = os.fstat(fd).st_size
+        if not nbytes:
+            return memoryview(bytearray())
+        return memoryview(
+            mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        )
+    finally:
+        os.close(fd)
+
+
+def inlay(places: Sequence[Any], kept: dict[int, bytes], args_last: bool) -> tuple[Any, Any]:
+    """(values, frames of the call) from the places that a row names.
+
+    places: as core.supervisor_effects.SendRows tells, with (sizes, area) for stored values.
+    args_last: the last place holds the call's arguments; else the frames returned are None.
+    Returns (MISSING, None) when a value was not left here.
+    """
+    values: list[Any] = []
+    last = len(places) - 1
+    for index, place in enumerate(places):
+        if type(place) is int:
+            place = kept.pop(place, None)
+            if place is None:
+                return MISSING, None
+        if type(place) is bytes:
+            if args_last and index == last:
+                return values, unpack(place)
+            values.append(loads_inline(place))
+        else:
+            sizes, area = place
+            frames = layout.split(area, sizes)
+            if args_last and index == last:
+                return values, frames
+            values.append(loads(frames))
+    return values, None

@@ -1,0 +1,123 @@
+"""The worker's values that are too large to ride along in rows.
+
+A small one (up to 64 KiB) is bytes. A larger one lies in a memfd: slots get the descriptor and
+map it, so no slot copies it and none can hurt another's view; the kernel frees it with the last
+user, so a crash leaves nothing behind. Values are immutable once they are in.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+
+from zfabric.codec import layout
+from zfabric.runtime.slot_protocol import IN_BAND
+
+
+class Value:
+    """One value: its frames' sizes in bytes, and their area as `codec.layout` lays them out.
+
+    area: a view of all its bytes.  fd: the memfd that it maps, -1 for a small one, which is in
+    memory of its own. Whoever still has a view of the area keeps the memory, not the descriptor.
+    """
+
+    __slots__ = ("area", "fd", "nbytes", "sizes")
+
+    def __init__(self, sizes: Sequence[int], area: memoryview, fd: int = -1) -> None:
+        self.sizes = tuple(sizes)
+        self.area = area
+        self.nbytes = area.nbytes
+        self.fd = fd
+
+    @classmethod
+    def from_bytes(cls, sizes: Sequence[int], data: bytes | bytearray) -> Value:
+        """Raises CodecError when the sizes do not add up to the data."""
+        layout.split(memoryview(data), sizes)
+        return cls(sizes, memoryview(data))
+
+    @classmethod
+    def from_file(cls, sizes: Sequence[int], fd: int) -> Value:
+        """Takes over `fd`, a file with the whole area. Raises CodecError when it is too short."""
+        try:
+            nbytes = os.fstat(fd).st_size
+            area = memoryview(mmap.mmap(fd, nbytes, mmap.MAP_SHARED)) if nbytes else memoryview(b"")
+            layout.split(area, sizes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(sizes, area, fd)
+
+    @classmethod
+    def allocate(cls, sizes: Sequence[int]) -> Value:
+        """Room for a value whose bytes are yet to come, in `area`.
+
+        Raises CodecError for sizes that make no sense, OSError when there is no memory.
+        """
+        nbytes = layout.nbytes_of(sizes)
+        if nbytes <= IN_BAND:
+            return cls(sizes, memoryview(bytearray(nbytes)))
+        fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls.from_file(sizes, fd)
+
+    def close(self) -> None:
+        """Give the descriptor back; a second time does nothing."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Store:
+    """Values by id.  n_values, nbytes: what it holds now."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, Value] = {}
+        self.nbytes = 0
+
+    @property
+    def n_values(self) -> int:
+        """How many values it holds."""
+        return len(self._values)
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._values
+
+    def put(self, id_: int, value: Value) -> None:
+        """Hold a value from now on; one that was there under the id goes."""
+        self.free((id_,))
+        self._values[id_] = value
+        self.nbytes += value.nbytes
+
+    def get(self, id_: int) -> Value | None:
+        """The value, None if it is not here."""
+        return self._values.get(id_)
+
+    def chunk(self, id_: int, offset: int, length: int) -> memoryview | None:
+        """Bytes [offset, offset + length) of a value's area, fewer at its end; no copy.
+
+        None: it is not here, or the range makes no sense.
+        """
+        value = self._values.get(id_)
+        if value is None or not 0 <= offset <= value.nbytes or length < 0:
+            return None
+        return value.area[offset : offset + length].toreadonly()
+
+    def free(self, ids: Iterable[int]) -> None:
+        """Forget values; those that are not here do not matter."""
+        for id_ in ids:
+            value = self._values.pop(id_, None)
+            if value is not None:
+                self.nbytes -= value.nbytes
+                value.close()
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self.free(list(self._values))
