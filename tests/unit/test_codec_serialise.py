@@ -385,7 +385,7 @@ def test_classes_of_a_script_travel_by_value() -> None:
 def test_importing_is_cheap() -> None:
     code = (
         "import sys, zfabric.codec.serialise, zfabric.codec.arguments, zfabric.codec.functions,"
-        "zfabric.codec.exceptions;"
+        "zfabric.codec.exceptions, zfabric.codec.sampler, zfabric.codec.compress;"
         "print([m for m in ('numpy','blosc','cloudpickle','asyncio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

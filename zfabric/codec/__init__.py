@@ -7,6 +7,8 @@
     functions    functions as blobs with an id; `fingerprint` tells when one has changed
     exceptions   errors that keep their type and bring their traceback
     diagnose     the path to what cannot be pickled
+    sampler      whether compressing a frame pays
+    compress     frames through blosc and back
 
 Nothing is imported here: the broker never needs this room, and a client needs only parts.
 """
