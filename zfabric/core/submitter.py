@@ -1,0 +1,298 @@
+"""The client's machine: calls go in as rows, ends of tasks come out as settled outcomes.
+
+User threads and the one I/O thread meet here without a lock, by three habits:
+
+  - A user thread only *appends*: an outcome to the table, a row to `rows`, an id to `released`.
+    Appending to a dict or a deque is atomic, and nothing on that way calls anybody.
+  - Only the I/O thread *settles* an outcome, and only a PENDING one, so an end is final. Cancel
+    and retry therefore are calls that the I/O thread makes on behalf of the user's.
+  - Who waits adds a waiter first and looks at the status afterwards; the I/O thread writes the
+    status first and looks for waiters afterwards. One of the two always sees the other.
+
+What leaves is cut into messages by `next_message`. A Release, Cancel or Retry may name a task
+whose row has not left yet, and the broker would not know it. So before these are taken, their
+number is noted, then the number of queued rows: whatever they may name is among those rows, and
+they wait until that many rows have left. A flood of new rows cannot hold them up any longer.
+
+A dropped future ends up here as an id in `released`. Its outcome leaves the table only with the
+Release itself, so that an id in the table is an id that the broker knows or will know.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count, islice
+from typing import Any, TypeAlias
+
+import msgpack
+
+from zfabric import ids
+from zfabric.config import DEFAULTS, Settings
+from zfabric.messages import (
+    CANCELLED,
+    LOST,
+    STORED,
+    Ask,
+    Cancel,
+    Message,
+    Register,
+    Release,
+    Results,
+    Retry,
+    Submit,
+    TaskOptions,
+)
+
+PENDING = -1
+"""An outcome's status before any of those in `messages`."""
+
+LOADED = 64
+"""A status of the client's own: the value has been unpickled and lies in `outcome.value`."""
+
+Row: TypeAlias = tuple[int, int, bytes, "Sequence[int] | None", "TaskOptions | None"]
+"""(task id, function id, payload, ids of dependencies or None, options or None)."""
+
+Waiter: TypeAlias = Callable[["Outcome"], object]
+"""Called by the I/O thread, once or more, after its outcome was settled; quick, never raising."""
+
+
+class Outcome:
+    """What is known of one task until nobody wants it any more.
+
+    fn: its function's id, 0 for scattered data.  payload: as `messages` tells for the status.
+    """
+
+    __slots__ = ("fn", "id", "payload", "status", "value", "waiters")
+
+    def __init__(self, task: int, fn: int) -> None:
+        self.id = task
+        self.fn = fn
+        self.status = PENDING
+        self.payload: bytes | None = None
+        self.value: Any = None
+        self.waiters: list[Waiter] | None = None
+
+
+class Submitter:
+    """All tasks of one client. Which thread may call what is said at each method."""
+
+    def __init__(self, settings: Settings = DEFAULTS) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.rows: deque[Row] = deque()
+        self.released: deque[int] = deque()
+        self.functions: dict[int, tuple[int, str, bytes]] = {}
+        self.number = 0
+        """The session's number, 0 until the broker has given one."""
+        self.n_submitted = 0
+        self.n_settled = 0
+        self.closed_text = ""
+        """Why no task will ever end any more; "" while the client is open."""
+        self._settings = settings
+        self._counter = count()
+        self._base = 0
+        self._known: set[int] = set()
+        """Functions that the broker has seen from this session."""
+        self._urgent: deque[Message] = deque()
+        self._named: deque[Message] = deque()
+        """Messages that may name rows still queued."""
+        self._due_releases = 0
+        self._due_named = 0
+        self._rows_first = 0
+
+    # --- any thread ---------------------------------------------------------------------------
+
+    def new_outcome(self, fn: int) -> Outcome:
+        """A pending outcome with a fresh id, in the table."""
+        outcome = Outcome(self._base | next(self._counter), fn)
+        self.outcomes[outcome.id] = outcome
+        return outcome
+
+    def new_outcomes(self, fn: int, n: int) -> list[Outcome]:
+        """n pending outcomes with ascending ids, in the table."""
+        base = self._base
+        made = [Outcome(base | number, fn) for number in islice(self._counter, n)]
+        self.outcomes.update([(outcome.id, outcome) for outcome in made])
+        return made
+
+    def has_work(self) -> bool:
+        """Whether next_message() would give one."""
+        return bool(self.rows or self.released or self._named or self._urgent)
+
+    # --- the I/O thread: what leaves ----------------------------------------------------------
+
+    def next_message(self) -> Message | None:
+        """The next message for the broker, None when there is nothing to say."""
+        if self._urgent:
+            return self._urgent.popleft()
+        if not self._due_releases and not self._due_named:
+            # In this order: whoever releases has queued the row before (see the head).
+            self._due_releases = len(self.released)
+            self._due_named = len(self._named)
+            self._rows_first = len(self.rows)
+        if self._rows_first <= 0:
+            if self._due_named:
+                self._due_named -= 1
+                return self._named.popleft()
+            if self._due_releases:
+                release = self._take_releases()
+                if release is not None:
+                    return release
+        while self.rows:
+            message = self._take_rows()
+            if message.ids:
+                return message
+        return None
+
+    def _take_rows(self) -> Submit:
+        task_ids: list[int] = []
+        fns: list[int] = []
+        payloads: list[bytes] = []
+        deps: list[tuple[int, Sequence[int]]] = []
+        options: list[tuple[int, TaskOptions]] = []
+        pop = self.rows.popleft
+        room = self._settings.batch_bytes
+        functions: list[tuple[int, str, bytes]] = []
+        known = self._known
+        row = 0
+        for _ in range(min(len(self.rows), self._settings.batch_rows)):
+            task, fn, payload, row_deps, row_options = pop()
+            self._rows_first -= 1
+            if task < self._base:
+                # Made just when the session before this one was lost: its id means nothing now.
+                outcome = self.outcomes.pop(task, None)
+                if outcome is not None and outcome.status == PENDING:
+                    self._end_quietly(outcome, LOST, "its session was lost just then")
+                continue
+            task_ids.append(task)
+            fns.append(fn)
+            payloads.append(payload)
+            room -= len(payload)
+            if fn not in known:
+                known.add(fn)
+                functions.append(self.functions[fn])
+                room -= len(functions[-1][2])
+            if row_deps is not None:
+                deps.append((row, row_deps))
+                room -= 9 * len(row_deps)
+            if row_options is not None:
+                options.append((row, row_options))
+                room -= 64
+            row += 1
+            if room <= 0:
+                break
+        self.n_submitted += row
+        return Submit(functions, task_ids, fns, payloads, deps, options)
+
+    def _end_quietly(self, outcome: Outcome, status: int, text: str) -> None:
+        """Settle one where hardly anybody can be waiting."""
+        self._settle([outcome], status, msgpack.packb([text]))
+        for waiter in outcome.waiters or ():
+            waiter(outcome)
+
+    def _take_releases(self) -> Release | None:
+        pop = self.released.popleft
+        n = min(self._due_releases, self._settings.batch_rows)
+        self._due_releases -= n
+        gone = []
+        forget = self.outcomes.pop
+        for _ in range(n):
+            task = pop()
+            outcome = forget(task, None)
+            if outcome is not None:  # else released twice, or its session is over
+                gone.append(task)
+                if outcome.status == PENDING:
+                    self._end_quietly(outcome, CANCELLED, "the future was released")
+        return Release(gone) if gone else None
+
+    # --- the I/O thread: what arrives ---------------------------------------------------------
+
+    def welcomed(self, number: int) -> None:
+        """A session has begun: ids are made from its number from now on."""
+        self.number = number
+        self._base = ids.task_id(number, 0)
+        self._known.clear()
+
+    def results(self, message: Results) -> list[Outcome]:
+        """Settle what ended. Returns the outcomes that somebody waits for."""
+        find = self.outcomes.get
+        awaited = []
+        n_settled = 0
+        for task, status, payload in zip(
+            message.ids, message.statuses, message.payloads, strict=True
+        ):
+            outcome = find(task)
+            if outcome is None or outcome.status != PENDING:
+                continue  # released or cancelled meanwhile: the broker could not know
+            outcome.payload = payload
+            outcome.status = status
+            n_settled += 1
+            if outcome.waiters is not None:
+                awaited.append(outcome)
+        self.n_settled += n_settled
+        return awaited
+
+    # --- the I/O thread: what users ask for ---------------------------------------------------
+
+    def cancel(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """End the pending ones among these here and at the broker. Returns the awaited ones."""
+        ended = [o for o in outcomes if o.status == PENDING]
+        if ended:
+            self._settle(ended, CANCELLED, b"")
+            self._named.append(Cancel([o.id for o in ended]))
+        return [o for o in ended if o.waiters is not None]
+
+    def retry(self, outcomes: Iterable[Outcome], failed: frozenset[int]) -> None:
+        """Run those again whose status is one of `failed`."""
+        again = [o for o in outcomes if o.status in failed and o.id in self.outcomes]
+        for outcome in again:
+            outcome.status = PENDING
+            outcome.payload = None
+        if again:
+            self._named.append(Retry([o.id for o in again]))
+
+    def locate(self, outcome: Outcome, request: int) -> None:
+        """Its value is not where it was said to be: the broker shall tell, or make it again."""
+        if outcome.status == STORED and outcome.id in self.outcomes:
+            outcome.status = PENDING
+            self._named.append(Ask(request, "locate", [outcome.id]))
+
+    def register(self, outcomes: Sequence[Outcome], message: Register) -> None:
+        """Values of ours lie in workers' stores now."""
+        for outcome in outcomes:
+            outcome.status = STORED
+        self._urgent.append(message)
+
+    def ask(self, request: int, what: str) -> None:
+        """Put a question to the broker."""
+        self._urgent.append(Ask(request, what))
+
+    # --- ends of everything -------------------------------------------------------------------
+
+    def session_lost(self, text: str) -> list[Outcome]:
+        """The broker no longer knows this session: what it held for us is gone.
+
+        Values that had arrived stay. Returns the awaited outcomes among the lost.
+        """
+        table, self.outcomes = self.outcomes, {}
+        self.rows.clear()
+        self.released.clear()
+        self._named.clear()
+        self._urgent.clear()
+        self._due_releases = self._due_named = self._rows_first = 0
+        lost = [o for o in list(table.values()) if o.status == PENDING or o.status == STORED]
+        self._settle(lost, LOST, msgpack.packb([text]))
+        return [o for o in lost if o.waiters is not None]
+
+    def closed(self, text: str) -> list[Outcome]:
+        """The client closes: pending outcomes end as cancelled. Returns the awaited ones."""
+        self.closed_text = text
+        ended = [o for o in list(self.outcomes.values()) if o.status == PENDING]
+        self._settle(ended, CANCELLED, msgpack.packb([text]))
+        return [o for o in ended if o.waiters is not None]
+
+    def _settle(self, outcomes: Sequence[Outcome], status: int, payload: bytes) -> None:
+        for outcome in outcomes:
+            outcome.payload = payload
+            outcome.status = status
+        self.n_settled += len(outcomes)
