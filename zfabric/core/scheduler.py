@@ -316,15 +316,12 @@ class Scheduler:
             elif status == STORED:
                 n_done += 1
                 self._stored(worker, task, int.from_bytes(payload, "little"))
+            elif status == ERROR:
+                self._raised(worker, task, payload)
+            elif status == DIED:
+                self._died(worker, task, read_text(payload))
             else:
-                self._leave_worker(task)
-                task.state = WAITING
-                if status == ERROR:
-                    self._raised(worker, task, payload)
-                elif status == DIED:
-                    self._died(worker, task, read_text(payload))
-                else:
-                    self._fail(task, m.CANCELLED, b"")
+                self._ended(task, m.CANCELLED, b"")
         worker.n_done += n_done
         self.n_done += n_done
         if self._unneeded:
@@ -705,14 +702,20 @@ class Scheduler:
         if _count(task, ERROR) <= task.options.retries:
             self._requeue(task)
         else:
-            self._fail(task, ERROR, payload)
+            self._ended(task, ERROR, payload)
 
     def _died(self, worker: WorkerRecord, task: TaskRecord, text: str) -> None:
         self._blame(task, DIED, f"on {worker.name}: {text}")
         if _count(task, DIED) >= self.settings.max_deaths:
-            self._fail(task, m.KILLED, _killed(task, "killed its process"))
+            self._ended(task, m.KILLED, _killed(task, "killed its process"))
         else:
             self._requeue(task)
+
+    def _ended(self, task: TaskRecord, status: int, payload: bytes) -> None:
+        """An attempt ended by itself, and with it the task."""
+        self._leave_worker(task)
+        task.state = WAITING  # on no worker, so that none is told to drop it
+        self._fail(task, status, payload)
 
     def _blame(self, task: TaskRecord, what: int, text: str) -> None:
         if task.history is None:
@@ -720,14 +723,24 @@ class Scheduler:
         task.history.append((what, text))
 
     def _requeue(self, task: TaskRecord) -> None:
-        """An assigned task is the broker's again; its attempt is over."""
-        self._leave_worker(task)
-        task.n_waiting = sum(dep.state != DONE for dep in task.deps)
-        if task.n_waiting:
-            task.state = WAITING
-            self._ahead.append(task)
-        else:
-            self._make_ready(task, front=True)
+        """An assigned task is the broker's again; its attempt is over.
+
+        So are the attempts of its successors that went to the same worker ahead of it: the
+        worker drops them by the same rule, without a word.
+        """
+        stack = [(task, task.worker)]
+        while stack:
+            again, worker = stack.pop()
+            self._leave_worker(again)
+            again.n_waiting = sum(dep.state != DONE for dep in again.deps)
+            if again.n_waiting:
+                again.state = WAITING
+                self._ahead.append(again)
+            else:
+                self._make_ready(again, front=True)
+            for dependent in again.dependents or ():
+                if dependent.state == ASSIGNED and dependent.worker is worker:
+                    stack.append((dependent, worker))
 
     def _leave_worker(self, task: TaskRecord) -> None:
         worker = task.worker
