@@ -168,6 +168,12 @@ def test_rows() -> None:
     assert load_call(out.blobs[4]) == (([1, 2],), {})
 
 
+def test_a_row_that_cannot_travel_is_named() -> None:
+    with pytest.raises(Unserialisable) as caught:
+        dump_rows([(1,), ([Connection()],)])
+    assert caught.value.path == "calls[1].args[0][0]._lock"
+
+
 @given(
     st.lists(
         st.recursive(

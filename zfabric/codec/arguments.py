@@ -29,7 +29,7 @@ from zfabric.codec.serialise import (
     unreadable,
     wrap_large,
 )
-from zfabric.errors import CodecError
+from zfabric.errors import CodecError, Unserialisable
 
 EMPTY: tuple[int, ...] = ()
 
@@ -60,7 +60,10 @@ class Rows(NamedTuple):
 
 
 def dump_rows(rows: Iterable[tuple[Any, ...]]) -> Rows:
-    """`dump_call` for each row's positional arguments. A row's error names the row."""
+    """`dump_call` for each row's positional arguments.
+
+    Raises Unserialisable with the row in its path (`calls[3].args[0]._lock`).
+    """
     out = Rows([], {}, {})
     append = out.blobs.append
     dumps, all_atoms, kind = _dumps, _all_atoms, type
@@ -68,7 +71,11 @@ def dump_rows(rows: Iterable[tuple[Any, ...]]) -> Rows:
         if all_atoms(map(kind, row)):
             append(dumps(row, PROTOCOL))
             continue
-        frames, dependencies = _dump_mixed(row, {})
+        try:
+            frames, dependencies = _dump_mixed(row, {})
+        except Unserialisable as exc:
+            path = f"calls[{number}].{exc.path}"
+            raise Unserialisable(path, exc.type_name, exc.reason) from exc
         append(frames[0])
         if dependencies:
             out.dependencies[number] = dependencies
