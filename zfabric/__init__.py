@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         fire_and_forget,
         get_client,
         progress,
+        register_by_value,
         wait,
     )
     from zfabric.launch.local import LocalFabric
@@ -65,6 +66,7 @@ _HOMES = {
     "fire_and_forget": "zfabric.client",
     "get_client": "zfabric.client",
     "progress": "zfabric.client",
+    "register_by_value": "zfabric.client",
     "wait": "zfabric.client",
 }
 
@@ -103,6 +105,7 @@ __all__ = [
     "fire_and_forget",
     "get_client",
     "progress",
+    "register_by_value",
     "wait",
 ]
 
