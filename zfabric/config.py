@@ -8,6 +8,7 @@ An unknown name is an error that names the nearest one.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -103,8 +104,11 @@ class Settings:
         """Raise ConfigError when a value cannot work."""
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            number = not isinstance(value, bool) and isinstance(value, (int, float))
+            if not number or not 0 < value < math.inf:
                 raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")
+            if isinstance(f.default, int) and not isinstance(value, int):
+                raise ConfigError(f"{f.name} must be a whole number, not {value!r}")
         if self.inline_limit > self.batch_bytes:
             raise ConfigError(
                 f"inline_limit ({self.inline_limit}) must not be above batch_bytes"
