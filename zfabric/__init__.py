@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from zfabric.client import (
         Client,
         Future,
-        as_completed,
         fire_and_forget,
         get_client,
-        progress,
         register_by_value,
         wait,
     )
+    from zfabric.client.as_completed import as_completed
+    from zfabric.client.progress import progress
     from zfabric.launch.local import LocalFabric
 
 __version__ = "0.1.0.dev0"

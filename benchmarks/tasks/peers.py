@@ -82,7 +82,7 @@ class ExecutorPeer(Peer):
         level = list(self._executor.map(functions.increment, range(leaves)))
         while len(level) > 1:
             level = list(self._executor.map(functions.add, level[::2], level[1::2]))
-        return level[0]
+        return int(level[0])
 
 
 class Pool(ExecutorPeer):
@@ -159,7 +159,6 @@ class ZFabric(GraphPeer):
         import zfabric
 
         self._client = zfabric.Client(slots=slots)
-        self.submit = self._client.submit  # type: ignore[method-assign]
 
     def stop(self) -> None:
         self._client.close()

@@ -62,5 +62,5 @@ def run() -> None:
     except BrokenPipeError:
         # The reader of our output went away (`zfabric status ... | head`): nothing is wrong, but
         # the interpreter's own last flush would complain.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(141)
