@@ -71,8 +71,8 @@ class Endpoint(ABC):
     def idle_s(self) -> float | None:
         """How long a Poller may sleep for our sake, in seconds; None: as long as it likes.
 
-        0 says that `recv` has something which no descriptor shows. Above 0: a timer of ours
-        (such as the next redial) is due then, and will be looked after in the call after that.
+        0 says that `recv` has something which no descriptor shows. Above 0: a timer of ours is
+        due then. A timer that is due (such as the next redial) is looked after in this very call.
         """
         return None
 
@@ -80,9 +80,9 @@ class Endpoint(ABC):
     def close(self, linger_s: float = 0.0) -> None:
         """Free the address and all descriptors. Closing twice is fine.
 
-        linger_s: seconds that messages already taken may still need to leave; they go on
-        leaving behind our back. With 0 those that have not left are dropped, which ones is
-        unknown. Afterwards send and recv raise ChannelClosed.
+        linger_s: seconds that messages already taken may still need to leave, behind our back or
+        (where there is no thread to do it) while this call waits. What has not left by then is
+        dropped, how much is unknown. Afterwards send and recv raise ChannelClosed.
         """
 
 
@@ -108,6 +108,7 @@ class Listener(Endpoint):
 
         Empty frames say that this peer's connection is gone: all that arrived from it came before,
         its PeerId will never be seen again, and what was sent to it last may not have arrived.
+        (It may come for a peer that connected and never said a word.)
         Frames of 64 KiB and more may come as read-only memoryviews of the receive buffer
         (typed as bytes for the sake of all others); they hold its memory while they live.
         Raises ChannelClosed after close.
@@ -174,47 +175,31 @@ class Poller:
         """What was added and has something to read now; waits at most `timeout_s` (None: for ever).
 
         May also report what turns out to have nothing, so a `recv` that gives None is normal.
-        An empty list: the time is over (or a little less, when an endpoint had its own timer).
+        An empty list: the time is over.
         """
-        ready: list[Any] = []
-        idle_s: float | None = None
-        for endpoint in self._endpoints:
-            pause_s = endpoint.idle_s()
-            if pause_s is not None:
-                if pause_s <= 0.0:
-                    ready.append(endpoint)
-                    idle_s = 0.0
-                elif idle_s is None or pause_s < idle_s:
-                    idle_s = pause_s
         deadline = None if timeout_s is None else monotonic() + timeout_s
+        owner = self._owner
         while True:
-            if idle_s is None:
-                sleep_s = timeout_s
-            elif timeout_s is None:
-                sleep_s = idle_s
-            else:
-                sleep_s = idle_s if idle_s < timeout_s else timeout_s
+            ready: list[Any] = []
+            pause_s = timeout_s
+            for endpoint in self._endpoints:
+                idle_s = endpoint.idle_s()
+                if idle_s is not None:
+                    if idle_s <= 0.0:
+                        ready.append(endpoint)
+                    if pause_s is None or idle_s < pause_s:
+                        pause_s = idle_s
             # Rounded up: a rest of 0.3 ms must not become a loop of polls with timeout 0.
-            owner, sides = self._owner, self._sides
-            found = self._poller.poll(None if sleep_s is None else math.ceil(sleep_s * 1000.0))
-            for pollable, _events in found:
+            pause_ms = None if pause_s is None else math.ceil(pause_s * 1000.0)
+            for pollable, _events in self._poller.poll(pause_ms):
                 thing = owner.get(pollable)
                 if thing is None:
-                    thing = sides[pollable]
+                    thing = self._sides[pollable]
                     thing.stir()
-                if len(found) == 1 and not ready:
-                    return [thing]
                 if thing not in ready:
                     ready.append(thing)
-            if ready or sleep_s == timeout_s:
+            if ready or pause_s == timeout_s:
                 return ready
-            # An endpoint's own timer is due: let it act, and see what that changed.
-            idle_s = None
-            for endpoint in self._endpoints:
-                pause_s = endpoint.idle_s()
-                if pause_s is not None:
-                    if pause_s <= 0.0:
-                        ready.append(endpoint)
-                    idle_s = pause_s if idle_s is None else min(idle_s, pause_s)
+            # Only an endpoint's own timer was due: idle_s() lets it act, and we wait on.
             if deadline is not None:
                 timeout_s = max(0.0, deadline - monotonic())

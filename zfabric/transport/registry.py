@@ -68,11 +68,11 @@ def register(
     _registered[scheme] = Transport(listen, connect)
 
 
-def entry_points(**query: str) -> EntryPoints:
+def entry_points() -> EntryPoints:
     """Entry points of our group. The import takes 20 ms, which most programs need not spend."""
     from importlib import metadata
 
-    return metadata.entry_points(group=ENTRY_POINTS, **query)
+    return metadata.entry_points(group=ENTRY_POINTS)
 
 
 def schemes() -> list[str]:
@@ -95,10 +95,9 @@ def _loaded(scheme: str) -> Transport | None:
     if scheme in _OURS:
         module: Any = import_module(_OURS[scheme])
     else:
-        found = entry_points(name=scheme)
-        if not found:
+        point = next((p for p in entry_points() if p.name == scheme), None)
+        if point is None:
             return None
-        point = next(iter(found))
         try:
             module = point.load()
         except Exception as exc:
