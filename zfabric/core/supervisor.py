@@ -32,6 +32,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgpack import packb
+
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.pace import Pace
 from zfabric.core.supervisor_effects import (
@@ -360,11 +362,10 @@ class Supervisor:
             if not waiter[4].sent:
                 waiter[4].home, waiter[4].near = SCATTERED, 0
 
-    def slot_died(self, number: int, payload: bytes, running: bool, now: float) -> None:
+    def slot_died(self, number: int, text: str, running: bool, now: float) -> None:
         """The slot is gone. What it had finished was reported by slot_done() before.
 
-        payload: what Done tells of it, and the log.  running: its first row had begun: that
-        row is blamed, the others are not.
+        text: how it died.  running: its first row had begun: that row is blamed, and no other.
         """
         slot = self._slots.pop(number)
         if not slot.started:
@@ -373,7 +374,7 @@ class Supervisor:
             if self._failed_starts >= MAX_FAILED_STARTS:
                 self.failure = (
                     f"{self._failed_starts} slots in a row died before they were ready; the last: "
-                    + payload.decode(errors="replace")
+                    + text
                 )
         if running and slot.sent:
             entry = slot.sent.popleft()
@@ -386,7 +387,7 @@ class Supervisor:
             ids.append(entry[0])
             attempts.append(entry[1])
             outcomes.append(status)
-            blobs.append(payload if status == DIED else b"")
+            blobs.append(packb([text]) if status == DIED else b"")
         self._put_back(slot, list(reversed(slot.sent)))
 
     def slot_blocked(self, number: int) -> None:

@@ -72,9 +72,7 @@ def mapped(fd: int) -> memoryview:
         nbytes = os.fstat(fd).st_size
         if not nbytes:
             return memoryview(bytearray())
-        return memoryview(
-            mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-        )
+        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE))
     finally:
         os.close(fd)
 

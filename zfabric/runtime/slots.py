@@ -72,9 +72,7 @@ class Slots:
             start_new_session=True,
         )
 
-    def _start_thread(
-        self, number: int, sock: socket.socket, tokens: int, page: mmap.mmap
-    ) -> None:
+    def _start_thread(self, number: int, sock: socket.socket, tokens: int, page: mmap.mmap) -> None:
         from zfabric.runtime.slot import Slot
 
         def serve() -> None:

@@ -1,0 +1,61 @@
+"""Where a worker serves its values, chosen by how it reaches its broker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from zfabric import transport
+from zfabric.config import Settings
+from zfabric.errors import ConfigError, TransportError
+from zfabric.runtime.binding import is_loopback, split_tcp
+from zfabric.transport.contract import Listener
+
+log = logging.getLogger(__name__)
+
+
+def listen_for_data(broker: str, wanted: str | None, settings: Settings) -> Listener | None:
+    """The listener for a worker's values; None when others must go through the broker.
+
+    broker: its address.  wanted: an address, "" for none, None to choose: beside an ipc broker's
+    socket, on loopback for a broker on loopback, else on the interface that leads to the broker.
+    Raises ConfigError, TransportError only for an address that was asked for.
+    """
+    if wanted == "":
+        return None
+    if wanted is not None:
+        return transport.listen(wanted, max_frame=settings.max_frame)
+    address = data_address_for(broker)
+    try:
+        return transport.listen(address, max_frame=settings.max_frame)
+    except (ConfigError, TransportError) as exc:
+        log.warning("no direct way to this worker's values (%s); the broker relays them", exc)
+        return None
+
+
+def data_address_for(broker: str) -> str:
+    """The address to listen at, by default, for a worker of this broker."""
+    mark = f"data-{os.getpid()}-{os.urandom(3).hex()}"
+    scheme, _, rest = broker.partition("://")
+    if scheme == "ipc":
+        return f"ipc://{os.path.join(os.path.dirname(rest), mark)}"
+    parts = split_tcp(broker)
+    if parts is None:
+        return f"{scheme}://{mark}"
+    _, host, port = parts
+    if is_loopback(host):
+        return f"{scheme}://127.0.0.1:0"
+    own = _interface_towards(host.strip("[]"), port)
+    return f"{scheme}://[{own}]:0" if ":" in own else f"{scheme}://{own}:0"
+
+
+def _interface_towards(host: str, port: int) -> str:
+    """The address of this host's interface that leads to another host; nothing is sent."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(found[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(found[4])
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"

@@ -1,0 +1,322 @@
+"""Fetching values from workers' stores and putting them there, from a thread that has a Poller.
+
+Used by workers and by clients' I/O threads. Each value goes the direct way first, over a data
+channel that is dialled when first needed; when nobody answers there, through the broker, as
+Relay messages in the control channel.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zfabric import transport, wire
+from zfabric.config import DEFAULTS, Settings
+from zfabric.core.transfer import Download, Upload
+from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
+from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
+from zfabric.runtime.store import Value
+from zfabric.transport.contract import Channel, Poller
+
+MAX_ACTIVE = 16
+"""Values on their way at a time: each has up to 8 MiB under way."""
+
+MAX_CHANNELS = 64
+
+DRAIN = 64
+
+RETRY_S = 0.005
+"""When to try a channel again that took nothing."""
+
+Way = tuple[int, str]
+"""(worker number, data address); address "" is the way through the broker."""
+
+
+class _Move:
+    """One download or upload, the ways for it, and whom to tell."""
+
+    __slots__ = ("key", "machine", "on_end", "started", "value", "ways")
+
+    def __init__(
+        self, key: tuple[str, int], ways: list[Way], on_end: Callable[[Any], None]
+    ) -> None:
+        self.key = key
+        self.ways = ways
+        self.on_end = on_end
+        self.value: Value | None = None
+        self.machine: Download | Upload | None = None
+        self.started = -1
+        """The way to which the first message went; sources are counted from 0."""
+
+
+class Fetcher:
+    """All transfers that this end drives.
+
+    poller: in which the data channels are watched; call on_ready() for what it reports and
+    owns() knows.  relay: sends frames to a worker through the broker; None where that is closed.
+    Nothing here blocks. Callbacks run inside on_ready, on_relay and tick.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        relay: Callable[[int, list[Any]], None] | None = None,
+        *,
+        settings: Settings = DEFAULTS,
+    ) -> None:
+        self._poller = poller
+        self._relay = relay
+        self._settings = settings
+        self._channels: OrderedDict[str, Channel] = OrderedDict()
+        self._moves: dict[tuple[str, int], _Move] = {}
+        self._queue: deque[tuple[_Move, Callable[[float], Download | Upload]]] = deque()
+        self._blocked: deque[tuple[str, _Move, int, list[Any]]] = deque()
+        """Messages that their channels could not take yet."""
+
+    # --- what is wanted -----------------------------------------------------------------------
+
+    def fetch(
+        self,
+        id_: int,
+        nbytes: int,
+        sources: Sequence[Way],
+        on_end: Callable[[Value | None], None],
+        now: float,
+    ) -> None:
+        """Fetch a value; `on_end` gets it, or None when no source could give it.
+
+        nbytes: what it should have, 0 if unknown.  sources: (worker number, data address).
+        A second fetch of a value that is on its way replaces the first one's callback.
+        """
+        move = _Move(("down", id_), self._ways(sources), on_end)
+
+        def begin(now: float) -> Download:
+            def allocate(sizes: Sequence[int]) -> memoryview:
+                move.value = Value.allocate(sizes)
+                return move.value.area
+
+            return Download(
+                id_, len(move.ways), allocate, nbytes=nbytes, settings=self._settings, now=now
+            )
+
+        self._enqueue(move, begin, now)
+
+    def put(
+        self,
+        id_: int,
+        sizes: Sequence[int],
+        area: memoryview,
+        target: Way,
+        on_end: Callable[[str], None],
+        now: float,
+    ) -> None:
+        """Put a value into a worker's store; `on_end` gets "" or why it did not work.
+
+        area: its frames as `codec.layout` joins them; must not change until the end.
+        """
+        move = _Move(("up", id_), self._ways([target]), on_end)
+
+        def begin(now: float) -> Upload:
+            return Upload(
+                id_, sizes, area, n_targets=len(move.ways), settings=self._settings, now=now
+            )
+
+        self._enqueue(move, begin, now)
+
+    def _ways(self, sources: Sequence[Way]) -> list[Way]:
+        direct = [(number, address) for number, address in sources if address]
+        relayed = [(number, "") for number, _ in sources] if self._relay else []
+        return direct + relayed
+
+    def _enqueue(
+        self, move: _Move, begin: Callable[[float], Download | Upload], now: float
+    ) -> None:
+        self._queue.append((move, begin))
+        self._start_more(now)
+
+    def _start_more(self, now: float) -> None:
+        while self._queue and len(self._moves) < MAX_ACTIVE:
+            move, begin = self._queue.popleft()
+            move.machine = begin(now)
+            self._moves[move.key] = move
+            self._advance(move, now)
+
+    # --- what happens -------------------------------------------------------------------------
+
+    def owns(self, thing: Any) -> bool:
+        """Whether something that the Poller reported is a data channel of this one."""
+        return any(thing is channel for channel in self._channels.values())
+
+    def on_ready(self, channel: Channel, now: float) -> None:
+        """A data channel has something."""
+        self._send_blocked(now)
+        for _ in range(DRAIN):
+            try:
+                frames = channel.recv()
+            except ChannelClosed:
+                return
+            if frames is None:
+                return
+            if not frames:
+                self._lost(channel.address, now)
+                return
+            try:
+                _, message = wire.decode(frames)
+            except RemoteProtocolError:
+                self._lost(channel.address, now)
+                return
+            self._on_message(message, lambda way: way[1] == channel.address, now)
+
+    def on_relay(self, peer: int, message: Message, now: float) -> None:
+        """What came out of a Relay from a worker: an answer to one of ours."""
+        self._on_message(message, lambda way: not way[1] and way[0] == peer, now)
+
+    def _on_message(self, message: Any, is_way: Callable[[Way], bool], now: float) -> None:
+        kind = type(message)
+        key = ("up" if kind is Fetch or kind is PutDone else "down", getattr(message, "id", -1))
+        move = self._moves.get(key)
+        if move is None or move.machine is None:
+            return
+        machine = move.machine
+        at = machine.source if isinstance(machine, Download) else machine.target
+        if at >= len(move.ways) or not is_way(move.ways[at]):
+            return
+        if isinstance(machine, Download):
+            if kind is Chunk:
+                machine.part_came(at, message.offset, message.sizes, message.data, now)
+            elif kind is NotHere:
+                machine.source_failed(at, now)
+        elif kind is Fetch:
+            part = machine.asked(at, message, now)
+            if part is not None:
+                self._send(move, at, part, now)
+        else:
+            machine.answered(at, message.error, now)
+        self._advance(move, now)
+
+    def tick(self, now: float) -> float | None:
+        """Give up what is silent. Returns when to be called again, None when nothing is due."""
+        self._send_blocked(now)
+        for move in list(self._moves.values()):
+            if move.machine is not None and now >= move.machine.wake_at:
+                move.machine.tick(now)
+                self._advance(move, now)
+        if self._blocked:
+            return now + RETRY_S
+        return min((m.machine.wake_at for m in self._moves.values() if m.machine), default=None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is on its way or wanted."""
+        return not (self._moves or self._queue)
+
+    def _advance(self, move: _Move, now: float) -> None:
+        """Say what the machine wants said, or tell that it ended."""
+        while True:
+            machine = move.machine
+            assert machine is not None
+            if machine.is_done or machine.has_failed:
+                if self._moves.pop(move.key, None) is not None:
+                    move.on_end(_outcome(move))
+                    self._start_more(now)
+                return
+            if isinstance(machine, Download):
+                at = machine.source
+                sent = all(self._send(move, at, request, now) for request in machine.requests())
+            else:
+                at = machine.target
+                sent = True
+                if move.started != at:
+                    move.started = at
+                    sent = self._send(move, at, machine.first(), now)
+            if sent:
+                return
+
+    # --- ways ---------------------------------------------------------------------------------
+
+    def _send(self, move: _Move, at: int, message: Message, now: float) -> bool:
+        """False: the way is closed for certain, and the machine knows."""
+        number, address = move.ways[at]
+        frames = wire.encode(message)
+        if not address:
+            assert self._relay is not None
+            self._relay(number, frames)
+            return True
+        try:
+            if any(entry[0] == address for entry in self._blocked) or not self._channel(
+                address
+            ).send(frames):
+                self._blocked.append((address, move, at, frames))
+        except (ConfigError, TransportError):
+            self._way_failed(move, at, now)
+            return False
+        return True
+
+    def _send_blocked(self, now: float) -> None:
+        """Messages whose channel was not connected yet, or full."""
+        stuck: set[str] = set()
+        for _ in range(len(self._blocked)):
+            address, move, at, frames = self._blocked.popleft()
+            machine = move.machine
+            current = getattr(machine, "source", getattr(machine, "target", -1))
+            if self._moves.get(move.key) is not move or current != at:
+                continue
+            try:
+                if address in stuck or not self._channel(address).send(frames):
+                    stuck.add(address)
+                    self._blocked.append((address, move, at, frames))
+            except (ConfigError, TransportError):
+                self._way_failed(move, at, now)
+                self._advance(move, now)
+
+    def _way_failed(self, move: _Move, at: int, now: float) -> None:
+        machine = move.machine
+        if isinstance(machine, Download):
+            machine.source_failed(at, now)
+        elif machine is not None:
+            machine.target_failed(at, now)
+
+    def _channel(self, address: str) -> Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            while len(self._channels) >= MAX_CHANNELS:
+                self._close_channel(next(iter(self._channels)))
+            channel = transport.connect(address, max_frame=self._settings.max_frame)
+            self._channels[address] = channel
+            self._poller.add(channel)
+        self._channels.move_to_end(address)
+        return channel
+
+    def _lost(self, address: str, now: float) -> None:
+        """A connection broke: whatever went that way goes the next one."""
+        self._close_channel(address)
+        for move in list(self._moves.values()):
+            machine = move.machine
+            at = getattr(machine, "source", getattr(machine, "target", -1))
+            if 0 <= at < len(move.ways) and move.ways[at][1] == address:
+                self._way_failed(move, at, now)
+                self._advance(move, now)
+
+    def _close_channel(self, address: str) -> None:
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            self._poller.discard(channel)
+            channel.close()
+
+    def close(self) -> None:
+        """Close all channels; what was on its way is forgotten, without a callback."""
+        for address in list(self._channels):
+            self._close_channel(address)
+        self._moves.clear()
+        self._queue.clear()
+        self._blocked.clear()
+
+
+def _outcome(move: _Move) -> Any:
+    """What the callback gets."""
+    machine = move.machine
+    if isinstance(machine, Upload):
+        return "" if machine.is_done else machine.error or "the worker cannot be reached"
+    value, move.value = move.value, None
+    return value if machine is not None and machine.is_done else None

@@ -1,0 +1,160 @@
+"""Serving a store to others: answers Fetch, takes in Put, directly or through the broker."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zfabric import wire
+from zfabric.config import DEFAULTS, Settings
+from zfabric.core.transfer import Download
+from zfabric.errors import RemoteProtocolError, TransportError
+from zfabric.messages import Chunk, Fetch, Message, NotHere, Put, PutDone
+from zfabric.runtime.store import Store, Value
+from zfabric.transport.contract import Listener, PeerId
+
+DRAIN = 64
+
+MAX_WAITING = 256
+"""Answers kept for peers whose links are full; later ones are dropped, and asked for again."""
+
+MAX_UPLOADS = 64
+
+Reply = Callable[[Message], None]
+
+
+class _Upload:
+    """A value that somebody is putting into the store."""
+
+    __slots__ = ("download", "value")
+
+    def __init__(self) -> None:
+        self.value: Value | None = None
+        self.download: Download | None = None
+
+
+class ValueServer:
+    """A store's door.
+
+    listener: where others dial in; None when nobody can.
+    on_put: called with (id, nbytes) when somebody has put a value into the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        listener: Listener | None,
+        on_put: Callable[[int, int], None],
+        *,
+        settings: Settings = DEFAULTS,
+    ) -> None:
+        self._store = store
+        self._listener = listener
+        self._on_put = on_put
+        self._settings = settings
+        self._uploads: dict[int, _Upload] = {}
+        self._waiting: deque[tuple[PeerId, list[Any]]] = deque(maxlen=MAX_WAITING)
+
+    def on_ready(self, now: float) -> None:
+        """The listener has something."""
+        listener = self._listener
+        if listener is None:
+            return
+        self._send_waiting()
+        for _ in range(DRAIN):
+            item = listener.recv()
+            if item is None:
+                return
+            peer, frames = item
+            if not frames:
+                continue
+            try:
+                _, message = wire.decode(frames)
+            except RemoteProtocolError:
+                continue
+            self.on_message(message, lambda reply, peer=peer: self._send(peer, reply), now)
+
+    def on_message(self, message: Message, reply: Reply, now: float) -> bool:
+        """Answer one message; False for one that is no request to a store."""
+        if isinstance(message, Fetch):
+            self._on_fetch(message, reply)
+        elif isinstance(message, Put):
+            self._on_put_part(message, reply, now)
+        else:
+            return False
+        return True
+
+    def _on_fetch(self, message: Fetch, reply: Reply) -> None:
+        length = min(message.length, self._settings.chunk)
+        data = self._store.chunk(message.id, message.offset, length)
+        value = self._store.get(message.id)
+        if data is None or value is None:
+            reply(NotHere(message.id))
+        else:
+            reply(Chunk(message.id, message.offset, value.sizes, data))
+
+    def _on_put_part(self, message: Put, reply: Reply, now: float) -> None:
+        id_ = message.id
+        if id_ in self._store:
+            reply(PutDone(id_))
+            return
+        upload = self._uploads.get(id_)
+        if message.offset == 0 or upload is None or upload.download is None:
+            upload = self._begin(id_, now)
+        download = upload.download
+        assert download is not None
+        download.part_came(0, message.offset, message.sizes, message.data, now)
+        if download.has_failed:
+            self._uploads.pop(id_, None)
+            reply(PutDone(id_, "the parts do not fit together, or there is no memory for them"))
+        elif download.is_done:
+            self._uploads.pop(id_, None)
+            value, upload.value = upload.value, None
+            assert value is not None
+            self._store.put(id_, value)
+            self._on_put(id_, value.nbytes)
+            reply(PutDone(id_))
+        else:
+            for request in download.requests():
+                reply(request)
+
+    def _begin(self, id_: int, now: float) -> _Upload:
+        """A new upload; one whose sender fell silent makes room."""
+        for other, old in list(self._uploads.items()):
+            if old.download is None or now >= old.download.wake_at:
+                del self._uploads[other]
+        while len(self._uploads) >= MAX_UPLOADS:
+            del self._uploads[next(iter(self._uploads))]
+        upload = _Upload()
+
+        def allocate(sizes: Sequence[int]) -> memoryview:
+            upload.value = Value.allocate(sizes)
+            return upload.value.area
+
+        upload.download = Download(id_, 1, allocate, settings=self._settings, now=now)
+        upload.download.requests()  # The Put that begins an upload answers this first request.
+        self._uploads[id_] = upload
+        return upload
+
+    def _send(self, peer: PeerId, message: Message) -> None:
+        self._waiting.append((peer, wire.encode(message)))
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        listener = self._listener
+        full: set[PeerId] = set()
+        for _ in range(len(self._waiting)):
+            peer, frames = self._waiting.popleft()
+            try:
+                if listener is not None and (peer in full or not listener.send(peer, frames)):
+                    full.add(peer)
+                    self._waiting.append((peer, frames))
+            except TransportError:
+                pass  # The peer is gone; its request went with it.
+
+    def tick(self) -> bool:
+        """Try again what could not be sent; whether something still waits."""
+        if self._waiting:
+            self._send_waiting()
+        return bool(self._waiting)

@@ -1,0 +1,530 @@
+"""The worker's process: one thread between the broker, the slots and the store.
+
+What is decided about rows is decided in `core.supervisor`; this loop moves messages, frames and
+descriptors, and never runs user code itself (thread slots excepted, knowingly).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import select
+import socket
+import sys
+from time import monotonic
+from typing import Any
+
+from zfabric import __version__, transport, wire
+from zfabric import messages as m
+from zfabric.config import Settings
+from zfabric.core.session import Session
+from zfabric.core.supervisor import Supervisor
+from zfabric.core.supervisor_effects import (
+    Effect,
+    FetchValue,
+    ForgetFunctions,
+    FreeValues,
+    KeepValue,
+    PeekSlot,
+    SendRows,
+    StartSlot,
+    StopSlot,
+    TakeBack,
+)
+from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
+from zfabric.ids import new_token
+from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.data_address import listen_for_data
+from zfabric.runtime.fetch import Fetcher
+from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.slots import Slots
+from zfabric.runtime.store import Store, Value
+from zfabric.runtime.value_server import ValueServer
+from zfabric.transport import Poller
+
+log = logging.getLogger(__name__)
+
+DRAIN = 64
+"""Messages taken in per turn at most; each may bring thousands of rows."""
+
+HELLO_S = 0.5
+
+RETRY_S = 0.005
+"""When to try a full link again."""
+
+RETRY_DIAL_S = 0.02
+"""When to look again whether the broker can be reached."""
+
+NO_ANSWER_S = 5.0
+"""After which to say that nothing answers; see USERS.md on first contacts."""
+
+LOAD_S = 1.0
+
+
+class Worker:
+    """Everything that one worker process is made of.
+
+    Slots start as soon as it is made. run() returns when it was asked to stop, or cannot go on.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        n_slots: int,
+        kind: str,
+        name: str,
+        resources: dict[str, float],
+        data_address: str | None,
+        settings: Settings,
+        stop: StopRequest,
+        ready_fd: int | None = None,
+    ) -> None:
+        self._address = address
+        self._n_slots = n_slots
+        self._kind = kind
+        self._name = name
+        self._resources = resources
+        self._settings = settings
+        self._stop = stop
+        self._ready_fd = ready_fd
+        now = monotonic()
+        self._epoll = select.epoll()
+        self._slots = Slots(kind)
+        self._slot_by_fd: dict[int, int] = {}
+        self._store = Store()
+        self._machine = Supervisor(n_slots, settings=settings, now=now)
+        self._session = Session(new_token(), settings=settings, now=now)
+        self._inline_limit = settings.inline_limit
+        self._started = now
+        self._said_no_answer = False
+        self._refused = ""
+        self._welcomed = False
+        self._lost_at: float | None = None
+        self._acked = 0
+        self._hello_at = now
+        self._load_at = now
+        self._tick_at = now
+        self._fetch_at: float | None = None
+        self._act(now)
+        self._channel = transport.connect(address, max_frame=settings.max_frame)
+        self._listener = listen_for_data(address, data_address, settings)
+        self._poller = Poller()
+        self._fetcher = Fetcher(self._poller, self._relay_to, settings=settings)
+        self._server = ValueServer(
+            self._store, self._listener, self._machine_value_put, settings=settings
+        )
+        self._poller.add(self._channel)
+        self._poller.add(self._epoll.fileno())
+        if self._listener is not None:
+            self._poller.add(self._listener)
+        for fd in stop.fds:
+            self._poller.add(fd)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until asked to stop. Returns the exit code."""
+        slots_fd = self._epoll.fileno()
+        freeze_garbage()
+        while not self._stop.requested:
+            ready = self._poller.wait(self._sleep_s(monotonic()))
+            now = monotonic()
+            for thing in ready:
+                if thing is self._channel:
+                    self._receive(now)
+                elif thing == slots_fd:
+                    self._read_slots(now)
+                elif thing is self._listener:
+                    self._server.on_ready(now)
+                elif isinstance(thing, int):
+                    self._stop.check(thing)
+                else:
+                    self._fetcher.on_ready(thing, now)
+            if now >= self._tick_at:
+                self._tick(now)
+            self._act(now)
+            self._speak(now)
+            if self._machine.failure or self._refused:
+                log.error("%s", self._refused or self._machine.failure)
+                return 1
+        log.info("worker stops: %s", self._stop.requested)
+        return 0
+
+    def _sleep_s(self, now: float) -> float:
+        wake = self._tick_at
+        machine_at = self._machine.wake_at(now)
+        if machine_at is not None and machine_at < wake:
+            wake = machine_at
+        if self._fetch_at is not None and self._fetch_at < wake:
+            wake = self._fetch_at
+        if self._session.has_unsent:
+            wake = min(wake, now + (RETRY_S if self._welcomed else RETRY_DIAL_S))
+        return max(0.0, wake - now)
+
+    def _tick(self, now: float) -> None:
+        """What time alone brings about."""
+        session, settings = self._session, self._settings
+        gap = now - self._tick_at
+        if gap > 2 * settings.beat_s:
+            session.last_heard = min(now, session.last_heard + gap)  # it was we who were silent
+        self._tick_at = now + HELLO_S
+        if not self._welcomed:
+            self._greet(now)
+        else:
+            if now >= self._load_at:
+                self._load_at = now + LOAD_S
+                session.load = self._load()
+            self._tick_at = min(self._tick_at, session.tick(now))
+            if now - session.last_heard > settings.dead_s:
+                self._start_over(f"the broker was silent for {settings.dead_s:g} s", now)
+        self._slots.reap()
+        if self._server.tick():
+            self._tick_at = min(self._tick_at, now + RETRY_S)
+
+    def close(self) -> None:
+        """Say good-bye, kill the slots, leave nothing behind."""
+        if self._welcomed:
+            self._session.post(m.Bye(self._stop.requested or self._machine.failure))
+            try:
+                self._send()
+            except TransportError:
+                pass
+        self._channel.close(linger_s=0.5)
+        self._fetcher.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._slots.kill_all()
+        self._store.clear()
+        self._epoll.close()
+
+    # --- the broker ---------------------------------------------------------------------------
+
+    def _greet(self, now: float) -> None:
+        if not self._said_no_answer and now - self._started >= NO_ANSWER_S:
+            self._said_no_answer = True
+            log.warning(
+                "nothing answers at %s after %.0f s; did you start `zfabric broker`, and is this "
+                "its address? Still trying.",
+                self._address,
+                NO_ANSWER_S,
+            )
+        if not self._session.has_unsent:
+            self._session.post(
+                m.Hello(
+                    m.WORKER,
+                    self._name,
+                    __version__,
+                    platform.python_version(),
+                    socket.gethostname(),
+                    os.getpid(),
+                    slots=self._n_slots,
+                    threads=self._kind == "thread",
+                    resources=self._resources,
+                    data_address=self._listener.address if self._listener is not None else "",
+                )
+            )
+
+    def _receive(self, now: float) -> None:
+        channel = self._channel
+        for _ in range(DRAIN):
+            frames = channel.recv()
+            if frames is None:
+                break
+            if not frames:
+                if self._welcomed:
+                    log.info("the connection to the broker broke; dialling again")
+                    self._session.reconnected()
+                continue
+            try:
+                header, message = wire.decode(frames)
+                if header.token != self._session.token:
+                    continue
+                if self._session.receive(header, message, now):
+                    self._on_message(header, message, now)
+            except RemoteProtocolError as exc:
+                log.warning("a message of the broker makes no sense: %s", exc)
+                continue
+        if self._session.acked != self._acked:
+            self._acked = self._session.acked
+            self._machine.acked(self._acked)
+
+    def _on_message(self, header: wire.Header, message: m.Message, now: float) -> None:
+        machine, kind = self._machine, type(message)
+        if kind is m.Welcome:
+            self._on_welcome(header, message, now)
+        elif kind is m.Refuse:
+            self._on_refuse(message, now)
+        elif not self._welcomed:
+            pass
+        elif kind is m.Run:
+            machine.run(message)  # type: ignore[arg-type]
+        elif kind is m.Recall:
+            machine.recall(message.ids)  # type: ignore[union-attr]
+        elif kind is m.Drop:
+            machine.drop(message.ids)  # type: ignore[union-attr]
+        elif kind is m.Free:
+            machine.free(message.ids)  # type: ignore[union-attr]
+        elif kind is m.Forget:
+            machine.forget(message.fns)  # type: ignore[union-attr]
+        elif kind is m.Relay:
+            self._on_relay(message, now)
+        elif kind is m.Bye:
+            self._start_over("the broker said good-bye", now)
+
+    def _on_welcome(self, header: wire.Header, message: Any, now: float) -> None:
+        if self._welcomed:
+            return  # The answer to a Hello that was said twice.
+        self._welcomed = True
+        self._session.epoch = header.epoch
+        self._name = message.name
+        self._inline_limit = message.inline_limit
+        for link in self._slots.links.values():
+            link.send_config(self._address, self._name, self._inline_limit)
+        log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)
+        self._tick_at = now
+        tell_ready(self._ready_fd, self._name)
+        self._ready_fd = None
+
+    def _on_refuse(self, message: Any, now: float) -> None:
+        if message.code in ("unknown", "closing", "protocol"):
+            if self._welcomed:
+                self._start_over(message.text, now)
+        else:
+            self._refused = f"the broker at {self._address} refused this worker: {message.text}"
+
+    def _start_over(self, why: str, now: float) -> None:
+        """The broker does not know us any more: as a new worker, without rows and values."""
+        log.warning("%s; joining again as a new worker", why)
+        self._welcomed = False
+        self._session = Session(new_token(), settings=self._settings, now=now)
+        self._acked = 0
+        for number in list(self._slots.links):
+            self._unwatch(number)
+        self._slots.kill_all()
+        self._fetcher.close()
+        self._fetch_at = None
+        self._store.clear()
+        self._machine = Supervisor(self._n_slots, settings=self._settings, now=now)
+        self._started = self._tick_at = now
+        self._said_no_answer = False
+
+    def _speak(self, now: float) -> None:
+        session, machine = self._session, self._machine
+        if self._welcomed:
+            for message in machine.messages(now):
+                seq = session.post(message)
+                if type(message) is m.Done:
+                    machine.done_posted(message, seq)
+        if session.has_unsent:
+            self._send()
+
+    def _send(self) -> None:
+        session, send = self._session, self._channel.send
+        while (frames := session.next_frames()) is not None:
+            if not send(frames):
+                break
+            session.sent()
+
+    def _load(self) -> tuple[int, ...]:
+        machine = self._machine
+        memory = _memory("self") + sum(
+            _memory(str(pid)) for n in self._slots.links if (pid := self._slots.pid(n))
+        )
+        return (
+            machine.n_rows,
+            machine.n_running,
+            self._n_slots,
+            self._store.n_values,
+            self._store.nbytes,
+            memory,
+        )
+
+    # --- values -------------------------------------------------------------------------------
+
+    def _relay_to(self, number: int, frames: list[Any]) -> None:
+        self._session.post(m.Relay(number, tuple(frames)))
+
+    def _on_relay(self, relay: Any, now: float) -> None:
+        try:
+            _, message = wire.decode(relay.frames)
+        except RemoteProtocolError:
+            return
+
+        def reply(answer: m.Message) -> None:
+            self._relay_to(relay.peer, wire.encode(answer))
+
+        # A Fetch may ask for what we hold, or for more of what we put somewhere.
+        if not self._server.on_message(message, reply, now):
+            self._fetcher.on_relay(relay.peer, message, now)
+
+    def _machine_value_put(self, id_: int, nbytes: int) -> None:
+        self._machine.value_put(id_, nbytes)
+
+    def _fetch(self, effect: FetchValue, now: float) -> None:
+        machine = self._machine
+
+        def on_end(value: Value | None) -> None:
+            if machine is not self._machine:
+                return
+            if value is None:
+                log.warning("value %d could not be fetched from any holder", effect.id)
+                machine.fetch_failed(effect.id)
+            else:
+                self._store.put(effect.id, value)
+                machine.value_fetched(effect.id, value.nbytes)
+
+        self._fetcher.fetch(effect.id, effect.nbytes, effect.sources, on_end, now)
+
+    # --- slots --------------------------------------------------------------------------------
+
+    def _act(self, now: float) -> None:
+        """Do what the machine asks for, until it asks for nothing more."""
+        while effects := self._machine.effects(now):
+            for effect in effects:
+                self._perform(effect, now)
+        if self._started != now:
+            self._fetch_at = self._fetcher.tick(now) if not self._fetcher.is_idle else None
+
+    def _perform(self, effect: Effect, now: float) -> None:
+        kind = type(effect)
+        if kind is SendRows:
+            link = self._slots.links[effect.slot]  # type: ignore[union-attr]
+            link.send_rows(effect.functions, effect.rows, self._store)  # type: ignore[union-attr]
+            if link.has_unsent:
+                self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
+        elif isinstance(effect, KeepValue):
+            assert isinstance(effect.value, Value)
+            self._store.put(effect.id, effect.value)
+        elif isinstance(effect, FreeValues):
+            self._store.free(effect.ids)
+        elif isinstance(effect, TakeBack):
+            taken = self._slots.links[effect.slot].take_back(effect.count)
+            self._machine.taken_back(effect.slot, taken)
+        elif isinstance(effect, PeekSlot):
+            self._peek(effect.slot, now)
+        elif isinstance(effect, FetchValue):
+            self._fetch(effect, now)
+        elif isinstance(effect, ForgetFunctions):
+            self._slots.links[effect.slot].forget(effect.fns)
+        elif isinstance(effect, StartSlot):
+            self._start_slot(effect.slot, now)
+        elif isinstance(effect, StopSlot):
+            self._unwatch(effect.slot)
+            self._slots.stop(effect.slot)
+
+    def _start_slot(self, number: int, now: float) -> None:
+        try:
+            link = self._slots.start(number)
+        except OSError as exc:
+            self._machine.slot_died(number, f"cannot start a slot: {exc}", False, now)
+            return
+        self._slot_by_fd[link.fd] = number
+        self._epoll.register(link.fd, select.EPOLLIN)
+        link.send_config(self._address, self._name, self._inline_limit)
+
+    def _unwatch(self, number: int) -> None:
+        fd = self._slots.links[number].fd
+        self._epoll.unregister(fd)
+        del self._slot_by_fd[fd]
+
+    def _read_slots(self, now: float) -> None:
+        machine = self._machine
+        for fd, events in self._epoll.poll(0):
+            number = self._slot_by_fd[fd]
+            link = self._slots.links[number]
+            if events & select.EPOLLOUT:
+                link.send_more()
+                if not link.has_unsent:
+                    self._epoll.modify(fd, select.EPOLLIN)
+            report = link.read()
+            for event in report.events:
+                if not isinstance(event, int):
+                    machine.slot_done(number, *event, now)
+                elif event == p.READY:
+                    machine.slot_started(number, now)
+                elif event == p.RESET_DONE:
+                    machine.slot_reset(number)
+                elif event == p.BLOCKED:
+                    self._peek(number, now)
+                    machine.slot_blocked(number)
+                elif event == p.UNBLOCKED:
+                    machine.slot_unblocked(number)
+            if report.closed:
+                self._bury(number, now)
+
+    def _peek(self, number: int, now: float) -> None:
+        batch = self._slots.links[number].peek()
+        if batch is not None:
+            self._machine.slot_done(number, *batch, now)
+
+    def _bury(self, number: int, now: float) -> None:
+        """A slot is gone: save what it had finished, blame what it ran."""
+        self._peek(number, now)
+        running = self._slots.links[number].is_running()
+        self._unwatch(number)
+        text = self._slots.bury(number)
+        log.warning("%s", text)
+        self._machine.slot_died(number, text, running, now)
+
+
+def _memory(pid: str) -> int:
+    """Resident bytes of a process, 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def serve(
+    address: str,
+    *,
+    slots: int | None = None,
+    kind: str = "process",
+    name: str | None = None,
+    resources: dict[str, float] | None = None,
+    data_address: str | None = None,
+    settings: Settings | None = None,
+    lifeline_fd: int | None = None,
+    ready_fd: int | None = None,
+) -> int:
+    """Run a worker until SIGTERM, SIGINT or the end of the lifeline. Returns the exit code.
+
+    address: of the broker.  slots: rows at a time; default: the cores this process may use.
+    kind: "process" or "thread".  name: for people and for workers=; default: host and pid.
+    data_address: where others fetch large values; default: chosen by the broker's address,
+    "" to have everything relayed.  ready_fd: gets a line when the broker has said Welcome.
+    """
+    with StopRequest(lifeline_fd) as stop:
+        worker = None
+        try:
+            settings = settings or Settings.load()
+            if kind not in ("process", "thread"):
+                raise ConfigError(f'the kind of slots is "process" or "thread", not {kind!r}')
+            worker = Worker(
+                address,
+                slots or len(os.sched_getaffinity(0)),
+                kind,
+                name or "",
+                resources or {},
+                data_address,
+                settings,
+                stop,
+                ready_fd,
+            )
+            return worker.run()
+        except (ConfigError, TransportError) as exc:
+            if isinstance(exc, ChannelClosed):
+                raise
+            log.error("%s", exc)
+            return 2
+        finally:
+            if worker is not None:
+                worker.close()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="zfabric worker: %(message)s")
+    sys.exit(serve(**json.loads(sys.argv[1])))
