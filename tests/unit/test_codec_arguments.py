@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from zfabric.codec.arguments import EMPTY, dump_call, dump_rows, load_call
 from zfabric.codec.references import Reference, value_at
+from zfabric.codec.serialise import pack
 from zfabric.errors import CodecError, Unserialisable, UsageError
 
 
@@ -254,3 +255,13 @@ def test_broken_payloads_raise_codec_error() -> None:
         load_call(pickle.dumps([[1], {}, [5, 0]]), ["x"])
     with pytest.raises(CodecError):
         value_at(0)
+
+
+def test_a_call_packed_into_one_blob_loads_as_well() -> None:
+    frames, dependencies = dump_call((np.arange(1000), Promise(7)), {"more": np.ones(900)})
+    assert len(frames) > 1
+    (array, value), kwargs = load_call(pack(frames), ["seven" for _ in dependencies])
+    assert value == "seven" and (array == np.arange(1000)).all() and array.flags.writeable
+    assert (kwargs["more"] == 1).all()
+    with pytest.raises(CodecError):
+        load_call(pack(frames)[:-1], ["seven"])

@@ -22,10 +22,12 @@ from zfabric.codec.references import Reference, here
 from zfabric.codec.serialise import (
     ATOMS,
     LARGE_BYTES,
+    PACKED,
     PROTOCOL,
     Buffer,
     loads,
     pickle_frames,
+    unpack,
     unreadable,
     wrap_large,
 )
@@ -87,7 +89,7 @@ def dump_rows(rows: Iterable[tuple[Any, ...]]) -> Rows:
 def load_call(
     payload: Buffer | Sequence[Buffer], values: Sequence[object] = ()
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of a call. payload: its only frame, or all of them.
+    """(args, kwargs) of a call. payload: its only frame, all of them, or all packed in one.
 
     values: of its dependencies, in the order that `dump_call` gave.
     Safe from several threads at once, and from inside another load.
@@ -127,6 +129,8 @@ def load_call(
 def _load(payload: Buffer | Sequence[Buffer]) -> Any:
     if type(payload) is list or type(payload) is tuple:
         return loads(payload)
+    if payload[:1] == PACKED:  # several frames in one blob: small arrays among the arguments
+        return loads(unpack(payload))  # type: ignore[arg-type]
     try:
         return _loads(payload)  # type: ignore[arg-type]
     except Exception as exc:

@@ -50,6 +50,8 @@ ATOMS = frozenset({int, float, bool, type(None), str, complex})
 _SHORT = 64
 _FLAT = ATOMS | {bytes, bytearray}
 _MAGIC = 0x5A
+PACKED = bytes((_MAGIC,))
+"""The first byte of a blob that `pack` made of several frames."""
 _HEAD = Struct("<BI")
 
 _dumps = pickle.dumps

@@ -257,9 +257,14 @@ class Submitter:
             outcome.status = PENDING
             self._named.append(Ask(request, "locate", [outcome.id]))
 
-    def register(self, outcomes: Sequence[Outcome], message: Register) -> None:
-        """Values of ours lie in workers' stores now."""
-        for outcome in outcomes:
+    def register(
+        self, outcomes: Sequence[Outcome], payloads: Sequence[bytes], message: Register
+    ) -> None:
+        """Values of ours lie in workers' stores now. payloads: as Results would bring them."""
+        if any(outcome.status != PENDING for outcome in outcomes):
+            return  # the session was lost meanwhile: the next one may not name them
+        for outcome, payload in zip(outcomes, payloads, strict=True):
+            outcome.payload = payload
             outcome.status = STORED
         self._urgent.append(message)
 

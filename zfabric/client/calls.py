@@ -1,0 +1,215 @@
+"""From a call to a queued row: what `submit` and `map` do, all of it in the user's thread."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from zfabric.client import misuse
+from zfabric.client.future import Future, NamedFuture
+from zfabric.codec.arguments import EMPTY, dump_call, dump_rows
+from zfabric.codec.functions import DumpedFunction, dump_function, largest_captures
+from zfabric.codec.serialise import Buffer, nbytes_of, pack
+from zfabric.core.submitter import Outcome, Row
+from zfabric.errors import UsageError
+from zfabric.messages import TaskOptions
+
+if TYPE_CHECKING:
+    from zfabric.client.client import Client
+
+FIRST_ROWS = 64
+"""Rows of a map that leave first, so that the workers begin while the rest is pickled."""
+
+MOST_ROWS = 2048
+"""Rows of a map that are queued at once, later on."""
+
+MAX_DEPENDENCIES = 300_000
+"""Of one task: what fits a control message."""
+
+
+class Calls:
+    """Makes rows for one client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._io = client._io
+        self._submitter = client._submitter
+        self._argument_limit = client._settings.argument_limit
+        self._function_limit = client._settings.batch_bytes
+        self._named: WeakValueDictionary[str, Future] = WeakValueDictionary()
+        self._large_functions: dict[int, Future] = {}
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions | None = None,
+        key: str | None = None,
+    ) -> Future:
+        """Queue one call. key: of a NamedFuture."""
+        submitter = self._submitter
+        if submitter.closed_text:
+            misuse.refuse_closed(self._client)
+        if not callable(fn):
+            misuse.refuse_uncallable(fn)
+        function = dump_function(fn)
+        fid = function[0]
+        if fid not in submitter.functions and not self._learn(function):
+            return self.submit(call_it, (self._carrier(fn, fid), *args), kwargs, options, key)
+        frames, deps = dump_call(args, kwargs)
+        payload: Any = frames[0]
+        if deps:
+            misuse.refuse_foreign(self._client, deps)
+        if len(frames) != 1 or len(payload) > self._argument_limit:
+            payload, deps = self._payload(frames, deps)
+        outcome = submitter.new_outcome(fid)
+        if key is None:
+            future = Future(self._client, outcome)
+        else:
+            future = NamedFuture(self._client, outcome, key)
+        submitter.rows.append((outcome.id, fid, payload, deps or None, options))
+        if not payload:
+            submitter.released.append(deps[-1])  # its task keeps it from now on
+        if self._io.sleeping:
+            self._io.wake()
+        if submitter.closed_text:  # just now, by another thread
+            misuse.refuse_closed(self._client)
+        return future
+
+    def submit_named(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        key: str | None,
+        options: TaskOptions | None,
+    ) -> Future:
+        """Queue one call unless a future with its key is alive: then that one.
+
+        key: None computes it from the function and the arguments (`pure=True`).
+        """
+        if not callable(fn):
+            misuse.refuse_uncallable(fn)
+        if key is None:
+            key = pure_key(fn, args, kwargs)
+        client = self._client
+        with client._lock:
+            found = self._named.get(key)
+            if found is None or found._outcome.id not in self._submitter.outcomes:
+                found = self.submit(fn, args, kwargs, options, key)
+                self._named[key] = found
+        return found
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        rows: Iterator[tuple[Any, ...]],
+        options: TaskOptions | None = None,
+    ) -> list[Future]:
+        """Queue a call for each row of positional arguments."""
+        submitter, client = self._submitter, self._client
+        if submitter.closed_text:
+            misuse.refuse_closed(client)
+        if not callable(fn):
+            misuse.refuse_uncallable(fn, "map")
+        function = dump_function(fn)
+        if function.id not in submitter.functions and not self._learn(function):
+            carrier = self._carrier(fn, function.id)
+            return self.map(call_it, ((carrier, *row) for row in rows), options)
+        futures: list[Future] = []
+        n_rows = FIRST_ROWS
+        limit = self._argument_limit
+        while True:
+            dumped = dump_rows(islice(rows, n_rows))
+            blobs = dumped.blobs
+            if not blobs:
+                return futures
+            if submitter.closed_text:
+                misuse.refuse_closed(client)
+            outcomes = submitter.new_outcomes(function.id, len(blobs))
+            futures += [Future(client, outcome) for outcome in outcomes]
+            if dumped.dependencies or dumped.frames or max(map(len, blobs)) > limit:
+                queue = self._mixed_rows(outcomes, dumped, options)
+            else:
+                fid = function.id
+                queue = [
+                    (outcome.id, fid, blob, None, options)
+                    for outcome, blob in zip(outcomes, blobs, strict=True)
+                ]
+            submitter.rows.extend(queue)
+            if dumped.frames:
+                submitter.released.extend([row[3][-1] for row in queue if row[3] and not row[2]])
+            if self._io.sleeping:
+                self._io.wake()
+            n_rows = min(2 * n_rows, MOST_ROWS)
+
+    # --- what few calls need ------------------------------------------------------------------
+
+    def _mixed_rows(
+        self, outcomes: Sequence[Outcome], dumped: Any, options: TaskOptions | None
+    ) -> list[Row]:
+        queue: list[Row] = []
+        for number, (outcome, blob) in enumerate(zip(outcomes, dumped.blobs, strict=True)):
+            deps = dumped.dependencies.get(number, EMPTY)
+            if deps:
+                misuse.refuse_foreign(self._client, deps)
+            payload, deps = self._payload(dumped.frames.get(number) or [blob], deps)
+            queue.append((outcome.id, outcome.fn, payload, deps or None, options))
+        return queue
+
+    def _payload(
+        self, frames: Sequence[Buffer], deps: Sequence[int]
+    ) -> tuple[bytes, Sequence[int]]:
+        """The row's payload, and its dependencies: large arguments become the last of them."""
+        if nbytes_of(frames) <= self._argument_limit:
+            payload = pack(frames)
+        else:
+            payload, deps = b"", [*deps, self._client._values.put_arguments(frames)]
+        if len(deps) > MAX_DEPENDENCIES:
+            raise UsageError(
+                f"a call with {len(deps)} futures among its arguments; {MAX_DEPENDENCIES} is the"
+                " most: combine them in a tree of tasks"
+            )
+        return payload, deps
+
+    def _learn(self, function: DumpedFunction) -> bool:
+        """Note a function that is used for the first time. False: too large to travel as one."""
+        if len(function.blob) > self._function_limit:
+            return False
+        self._submitter.functions[function.id] = (function.id, function.name, function.blob)
+        return True
+
+    def _carrier(self, fn: Callable[..., Any], fid: int) -> Future:
+        """A function with something big in its closure travels as a value: once, as data."""
+        carrier = self._large_functions.get(fid)
+        if carrier is None or carrier.task_id not in self._submitter.outcomes:
+            names = ", ".join(f"{name} ({n / 1e6:.3g} MB)" for name, n in largest_captures(fn, 2))
+            warnings.warn(
+                f"the function {getattr(fn, '__qualname__', fn)} carries large data: {names}; it"
+                " is sent once and kept, but x = client.scatter(data) and submit(f, x) says so",
+                UserWarning,
+                stacklevel=5,
+            )
+            carrier = self._large_functions[fid] = self._client._values.scatter([fn])[0]
+        return carrier
+
+
+def call_it(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """fn(*args, **kwargs), where fn came as a value."""
+    return fn(*args, **kwargs)
+
+
+def pure_key(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The same text for the same function and equal arguments, as far as pickle tells."""
+    function = dump_function(fn)
+    frames, deps = dump_call(args, dict(sorted(kwargs.items())))
+    digest = blake2b(function.id.to_bytes(8, "little"), digest_size=16)
+    for frame in frames:
+        digest.update(frame)
+    digest.update(repr(list(deps)).encode())
+    return f"{function.name}-{digest.hexdigest()}"

@@ -1,0 +1,367 @@
+"""`Client`: what users hold. Each method is a few lines; the rooms beside it do the work."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import msgpack
+
+from zfabric.client import current, misuse
+from zfabric.client.callbacks import Callbacks
+from zfabric.client.calls import Calls
+from zfabric.client.fabric import find_fabric
+from zfabric.client.future import FAILED, Future
+from zfabric.client.gathering import gather
+from zfabric.client.io_thread import IoThread
+from zfabric.client.lazy_map import LazyMap
+from zfabric.client.values import Values
+from zfabric.client.waiting import (
+    WARN_AGAIN_S,
+    add_waiter,
+    futures_of,
+    sleep_until,
+    warn_without_workers,
+)
+from zfabric.config import Settings
+from zfabric.core.submitter import Outcome
+from zfabric.errors import ResultTimeout, UsageError, ZFabricError
+
+if TYPE_CHECKING:
+    from zfabric.client.executor import ClientExecutor
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.02
+"""Between two looks at the workers while waiting for them."""
+
+
+class Client:
+    """A connection with a fabric: submits calls, gives futures.
+
+    address: of the broker, or a LocalFabric. Without one: ZFABRIC_ADDRESS; inside a task, the
+        fabric that runs it; else a LocalFabric is started, owned, and closed with the client.
+    n_workers, slots, kind: of that LocalFabric. slots: per worker, None for one per core.
+        kind: "process" or "thread". processes=False is short for kind="thread".
+    name: what the broker's logs call it.
+    timeout: seconds until a first contact without an answer raises ConnectFailed.
+    settings: any field of zfabric.config.Settings.
+
+    Safe to use from many threads. Closing it, by `with`, `close()` or when nobody holds it any
+    more, forgets all its tasks; who still waits for one gets TaskCancelled.
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        n_workers: int | None = None,
+        slots: int | None = None,
+        kind: str | None = None,
+        processes: bool | None = None,
+        name: str | None = None,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> None:
+        self._forked = False
+        self._closed = False
+        self._fabric: Any = None
+        self._settings = Settings.load(connect_timeout_s=timeout, **settings)
+        fabric = find_fabric(
+            address, n_workers=n_workers, slots=slots, kind=kind, processes=processes
+        )
+        self._fabric = fabric.owned
+        self.address: str = fabric.address
+        self.name = name or f"client-{os.getpid()}"
+        self._lock = threading.RLock()
+        self._io = IoThread(self.address, self.name, fabric.depth, self._settings)
+        self._submitter = self._io.submitter
+        self._drop = self._submitter.released.append
+        self._callbacks = Callbacks()
+        self._values = Values(self)
+        self._calls = Calls(self)
+        self._kept: dict[int, Future] = {}
+        self._warned_at = -WARN_AGAIN_S
+        try:
+            self._io.start(self._settings.connect_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        current.opened(self)
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *args: Any,
+        key: str | None = None,
+        pure: bool = False,
+        retries: int = 0,
+        priority: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> Future:
+        """Run fn(*args, **kwargs) on some worker.
+
+        Futures among the arguments, also inside lists, tuples, dicts and objects, become their
+        values there; the call runs once they exist.
+
+        key: a name; while a future with it is alive, it is returned instead.
+        pure: equal calls share one future.
+        retries: how often to run again after an exception.
+        priority: higher runs sooner.  resources: what it occupies on a worker, {"GPU": 1}.
+        workers: name or names of those that may run it.
+        Raises Unserialisable when an argument cannot be sent, naming the path to it.
+        """
+        if key is None and not pure:
+            if not (retries or priority or resources or workers):
+                return self._calls.submit(fn, args, kwargs)
+            options = misuse.options_of(None, retries, priority, resources, workers)
+            return self._calls.submit(fn, args, kwargs, options)
+        options = misuse.options_of(key, retries, priority, resources, workers)
+        return self._calls.submit_named(fn, args, kwargs, key, options)
+
+    @overload
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], max_inflight: int, **more: Any
+    ) -> LazyMap: ...
+
+    @overload
+    def map(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], **more: Any
+    ) -> list[Future]: ...
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        key: str | Iterable[str] | None = None,
+        pure: bool = False,
+        retries: int = 0,
+        priority: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | Iterable[str] | None = None,
+        max_inflight: int | None = None,
+        **kwargs: Any,
+    ) -> list[Future] | LazyMap:
+        """A future of fn(a, b, ..., **kwargs) for each row of zip(*iterables).
+
+        key: a list of keys, or the beginning of all of them.  Other options as in submit.
+        max_inflight: return an iterator instead, which submits as its futures are taken and
+            keeps at most that many unfinished. For long and endless iterators.
+        """
+        if not iterables:
+            raise UsageError("map() needs something to iterate over: map(f, items)")
+        rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        if max_inflight is None:
+            misuse.refuse_endless(iterables)
+            if key is None and not pure and not kwargs:
+                options = misuse.options_of(None, retries, priority, resources, workers)
+                return self._calls.map(fn, rows, options)
+        names = None if key is None else _names(key)
+        if kwargs:
+            kwargs = self._values.spread(kwargs)
+
+        def submit(row: tuple[Any, ...]) -> Future:
+            name = None if names is None else next(names)
+            options = misuse.options_of(name, retries, priority, resources, workers)
+            if name is None and not pure:
+                return self._calls.submit(fn, row, kwargs, options)
+            return self._calls.submit_named(fn, row, kwargs, name, options)
+
+        if max_inflight is not None:
+            return LazyMap(self, submit, rows, max_inflight)
+        return [submit(row) for row in rows]
+
+    def gather(self, futures: Any, errors: str = "raise") -> Any:
+        """The values of futures, in the nesting they come in: lists, tuples, sets, dicts.
+
+        errors: "raise" raises the first failed one's exception, "skip" leaves failed ones out.
+        """
+        return gather(self, futures, errors)
+
+    def scatter(self, data: Any, broadcast: bool = False) -> Any:
+        """Put data into the workers' stores: a list gives a list of futures, a dict a dict,
+        anything else one future.
+
+        broadcast: put a copy on each worker rather than on one.
+        A value whose worker dies ends as DataLost: no task can make it again.
+        """
+        if isinstance(data, dict):
+            return dict(
+                zip(data, self._values.scatter(list(data.values()), broadcast), strict=True)
+            )
+        if type(data) in (list, tuple, set, frozenset):
+            return type(data)(self._values.scatter(list(data), broadcast))
+        return self._values.scatter([data], broadcast)[0]
+
+    def cancel(self, futures: Any) -> None:
+        """End these tasks (nested as you like), whoever waits for them.
+
+        Running ones go on in their slots, but their outcome is thrown away.
+        """
+        self._io.call(self._io.cancel, [f._outcome for f in self._own(futures)])
+
+    def retry(self, futures: Any) -> None:
+        """Run failed tasks again; their futures become pending. Others are left alone."""
+        self._io.call(self._submitter.retry, [f._outcome for f in self._own(futures)], FAILED)
+
+    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """fn(*args, **kwargs) once on each worker: {worker's name: result}."""
+        futures = {
+            name: self._calls.submit(
+                fn, args, kwargs, misuse.options_of(None, 0, RUN_PRIORITY, None, name)
+            )
+            for name in self.workers()
+        }
+        return self.gather(futures)  # type: ignore[no-any-return]
+
+    def fire_and_forget(self, futures: Any) -> None:
+        """Keep these until they have ended, also when nobody holds them any more."""
+        for future in self._own(futures):
+            self._kept[future.task_id] = future
+            if not add_waiter(future._outcome, self._forget):
+                self._forget(future._outcome)
+
+    def get_executor(self, **options: Any) -> ClientExecutor:
+        """A concurrent.futures.Executor over this client.
+
+        options: retries, priority, resources, workers, as in submit, for all its calls.
+        """
+        from zfabric.client.executor import ClientExecutor
+
+        return ClientExecutor(self, **options)
+
+    # --- the fabric ---------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """What the broker knows: workers, tasks by state, bytes, uptime, and the address."""
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        answer = msgpack.unpackb(self._io.ask("info", self._settings.dead_s))
+        answer["address"] = self.address
+        return answer  # type: ignore[no-any-return]
+
+    def workers(self) -> list[str]:
+        """The names of the workers that are connected now."""
+        return [worker["name"] for worker in self.info()["workers"]]
+
+    def wait_for_workers(self, n_workers: int = 1, timeout: float | None = None) -> None:
+        """Return when that many workers are connected. Raises ResultTimeout."""
+        deadline = None if timeout is None else monotonic() + timeout
+        pause = threading.Event()
+        while (found := len(self.info()["workers"])) < n_workers:
+            if deadline is not None and monotonic() >= deadline:
+                raise ResultTimeout(
+                    f"{found} of {n_workers} workers are connected to {self.address} after"
+                    f" {timeout:.3g} s; start more with `zfabric worker {self.address}`"
+                )
+            pause.wait(POLL_S)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Forget all tasks, end the thread, and the local fabric if the client started it."""
+        if self._closed:
+            return
+        self._closed = True
+        current.closed(self)
+        io = getattr(self, "_io", None)
+        if io is not None and not self._forked:
+            io.close()
+            self._kept.clear()
+            self._callbacks.close()
+        if self._fabric is not None and not self._forked:
+            self._fabric.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        from zfabric.client.awaiting import in_thread
+
+        await in_thread(self.close)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        if not self._io.is_open:
+            return f"<Client {self.address} closed>"
+        try:
+            info = msgpack.unpackb(self._io.ask("info", 1.0))
+        except ZFabricError:
+            return f"<Client {self.address} (the broker does not answer)>"
+        workers, tasks = info["workers"], info["tasks"]
+        memory = sum(worker["memory"] for worker in workers) / 2**20
+        return (
+            f"<Client {self.address} workers={len(workers)}"
+            f" slots={sum(worker['slots'] for worker in workers)} memory={memory:.0f}MiB"
+            f" tasks={tasks['running']} running, {tasks['waiting'] + tasks['ready']} waiting>"
+        )
+
+    # --- for the rooms beside it --------------------------------------------------------------
+
+    def _sleep_until(self, outcome: Outcome, deadline: float | None) -> bool:
+        return sleep_until(self, outcome, deadline)
+
+    def _own(self, nested: Any) -> list[Future]:
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        futures = futures_of(nested)
+        for future in futures:
+            if future._client is not self:
+                raise UsageError(f"{future!r} belongs to another client: ask that one")
+        return futures
+
+    def _forget(self, outcome: Outcome) -> None:
+        self._kept.pop(outcome.id, None)
+
+    def _warn_without_workers(self) -> None:
+        """Warn when nothing can run; seldom, and never raise."""
+        now = monotonic()
+        if now - self._warned_at < WARN_AGAIN_S:
+            return
+        self._warned_at = now
+        try:
+            workers = msgpack.unpackb(self._io.ask("info", 1.0))["workers"]
+        except ZFabricError:
+            return
+        if not workers:
+            warn_without_workers(self.address)
+
+    def _mark_forked(self) -> None:
+        self._forked = True
+        self._submitter.closed_text = "it was made before os.fork()"
+
+
+RUN_PRIORITY = 2**20
+"""`run` is for a look at the workers: before whatever is queued."""
+
+
+def _names(key: str | Iterable[str]) -> Iterator[str]:
+    if isinstance(key, str):
+        return (f"{key}-{number}" for number in itertools.count())
+    return iter(key)

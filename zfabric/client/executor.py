@@ -1,0 +1,176 @@
+"""A `concurrent.futures.Executor` over a client, with genuine `concurrent.futures.Future`s.
+
+For code that takes an executor: dask, asyncio's run_in_executor, scipy's `workers=`. It keeps the
+contract of the standard library: tasks run whether or not anybody holds their futures, shutdown
+waits for them, `cancel` works until the task has ended.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from zfabric.client import misuse
+from zfabric.client.future import Future
+from zfabric.client.waiting import add_waiter
+from zfabric.client.waiting import wait as wait_all
+from zfabric.core.submitter import Outcome
+
+if TYPE_CHECKING:
+    from zfabric.client.client import Client
+
+
+class ExecutorFuture(cf.Future[Any]):
+    """A concurrent.futures.Future whose cancel() reaches the fabric."""
+
+    def __init__(self, executor: ClientExecutor, task: Future) -> None:
+        super().__init__()
+        self._executor: ClientExecutor | None = executor
+        self._task: Future | None = task
+
+    def cancel(self) -> bool:
+        """Cancel unless it has ended; a running task goes on, its outcome is thrown away."""
+        executor, task = self._executor, self._task
+        if executor is None or task is None or not executor._take(task.task_id):
+            return super().cancel()
+        self._let_go()
+        super().cancel()
+        self.set_running_or_notify_cancel()
+        executor._client.cancel(task)
+        return True
+
+    def _let_go(self) -> None:
+        self._executor = self._task = None
+
+
+class ClientExecutor(cf.Executor):
+    """See `Client.get_executor`. Shutting it down leaves the client open."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        retries: int = 0,
+        priority: int = 0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | Iterable[str] | None = None,
+    ) -> None:
+        self._client = client
+        self._options = misuse.options_of(None, retries, priority, resources, workers)
+        self._lock = threading.Lock()
+        self._shut = False
+        self._submitted: dict[int, ExecutorFuture] = {}
+        """Of submit(), until they have ended."""
+        self._mapped: dict[int, Future] = {}
+        """Of map(), until they have ended: they run also when nobody iterates."""
+
+    @property
+    def _max_workers(self) -> int:
+        """How many tasks run at once; dask and others look here."""
+        return max(1, sum(worker["slots"] for worker in self._client.info()["workers"]))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
+        """Run fn(*args, **kwargs); all keywords are the function's."""
+        with self._lock:
+            self._refuse_shut()
+            task = self._client._calls.submit(fn, args, kwargs, self._options)
+            future = ExecutorFuture(self, task)
+            self._submitted[task.task_id] = future
+        self._client._callbacks.when_done(task, self._finish)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[Any]:
+        """The values of fn(a, b, ...) for each row of zip(*iterables), in order.
+
+        chunksize: rows per task.  timeout: seconds from now for all of them.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        deadline = None if timeout is None else monotonic() + timeout
+        rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        if chunksize > 1:
+            rows, fn = _chunks(rows, chunksize), partial(run_chunk, fn)
+        with self._lock:
+            self._refuse_shut()
+            futures = self._client._calls.map(fn, rows, self._options)
+            self._mapped.update((future.task_id, future) for future in futures)
+        for future in futures:
+            if not add_waiter(future._outcome, self._forget):
+                self._forget(future._outcome)
+        values = self._values(futures, deadline)
+        return itertools.chain.from_iterable(values) if chunksize > 1 else values
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; with `wait`, return when all have ended."""
+        with self._lock:
+            self._shut = True
+            submitted, mapped = list(self._submitted.values()), list(self._mapped.values())
+        if cancel_futures:
+            for future in submitted:
+                future.cancel()
+            if mapped and self._client._io.is_open:
+                self._client.cancel(mapped)
+        if wait:
+            cf.wait(submitted)
+            wait_all(mapped)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _refuse_shut(self) -> None:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _take(self, task: int) -> bool:
+        """Whether the caller is the one that may end this future."""
+        with self._lock:
+            return self._submitted.pop(task, None) is not None
+
+    def _finish(self, task: Future) -> None:
+        with self._lock:
+            future = self._submitted.pop(task.task_id, None)
+        if future is None:
+            return
+        future._let_go()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            value = task.result()
+        except BaseException as exc:
+            future.set_exception(exc)
+        else:
+            future.set_result(value)
+
+    def _forget(self, outcome: Outcome) -> None:
+        self._mapped.pop(outcome.id, None)
+
+    def _values(self, futures: list[Future], deadline: float | None) -> Iterator[Any]:
+        futures.reverse()
+        try:
+            while futures:
+                # Popped first, so that no reference to a value is left behind it.
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                yield futures.pop().result(left)
+        finally:
+            if futures and self._client._io.is_open:
+                self._client.cancel(futures)
+
+
+def run_chunk(fn: Callable[..., Any], *rows: tuple[Any, ...]) -> list[Any]:
+    """[fn(*row) for each row], as one task."""
+    return [fn(*row) for row in rows]
+
+
+def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
+    while chunk := tuple(itertools.islice(rows, size)):
+        yield chunk

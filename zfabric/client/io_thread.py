@@ -1,0 +1,423 @@
+"""The one thread of a client that touches sockets.
+
+User threads queue rows and wake this thread, by an eventfd and only when it sleeps: a flood of
+submits costs no system call per call. Each turn it takes in what has arrived, wakes who waits
+for it, does what user threads asked for, sends what is queued, and sleeps until something
+happens. A lone call leaves at once; a flood fills batches by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import platform
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from zfabric import ids, wire
+from zfabric.client.alarm import Alarm
+from zfabric.config import Settings
+from zfabric.core.session import Session
+from zfabric.core.submitter import Outcome, Submitter
+from zfabric.errors import (
+    ClientClosed,
+    ConnectFailed,
+    Refused,
+    RemoteProtocolError,
+    ResultTimeout,
+    TransportError,
+    ZFabricError,
+)
+from zfabric.messages import CLIENT, Answer, Bye, Hello, Message, Refuse, Relay, Results, Welcome
+from zfabric.runtime.fetch import Fetcher
+from zfabric.transport.contract import Channel, Poller
+from zfabric.transport.registry import connect
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 0.5
+"""Between two Hellos that nobody answered."""
+
+RETRY_S = 0.005
+"""Until the next try where the channel took nothing: it is not connected yet, or full."""
+
+RELEASE_S = 0.25
+"""A dropped future does not wake this thread; it looks for them that often at least."""
+
+RECEIVE_AT_ONCE = 64
+"""Messages per turn, so that a flood of results does not keep new calls from leaving."""
+
+CLOSED_TEXT = "the client was closed before this task ended"
+
+
+class IoThread:
+    """A client's link with its broker: the machine, the session, the channel and the thread.
+
+    address: the broker's.  depth: 0, or 1 for a client made inside a task.
+    sleeping: whether the thread would not notice new rows without `wake`.
+    """
+
+    def __init__(self, address: str, name: str, depth: int, settings: Settings) -> None:
+        self.address = address
+        self.name = name
+        self.settings = settings
+        self.submitter = Submitter(settings)
+        self.sleeping = False
+        self.welcome: Welcome | None = None
+        self.n_garbage = 0
+        """Messages that were dropped because they made no sense."""
+        self.fetcher: Fetcher | None = None
+        """Moves values; only for this thread, None before it begins and after it has ended."""
+        self.at_end: list[Callable[[], object]] = []
+        """Called when the thread ends."""
+        self._depth = depth
+        self._calls: deque[Callable[[], object]] = deque()
+        self._answers: dict[int, tuple[Alarm, list[bytes]]] = {}
+        self._requests = itertools.count(1)
+        self._ready = Alarm()
+        self._error: ZFabricError | None = None
+        self._closing = False
+        self._pid = os.getpid()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._channel: Channel | None = None
+        self._poller: Poller | None = None
+        self._thread = threading.Thread(target=self._run, name="zfabric-io", daemon=True)
+
+    # --- user threads -------------------------------------------------------------------------
+
+    def start(self, timeout_s: float) -> None:
+        """Begin, and wait for the broker's Welcome.
+
+        Raises ConnectFailed after timeout_s without one, Refused when the broker says no.
+        """
+        self._thread.start()
+        welcomed = self._ready.wait(timeout_s)
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        if not welcomed:
+            self.close()
+            raise ConnectFailed(self.address, timeout_s)
+
+    def wake(self) -> None:
+        """Let the thread notice what was queued."""
+        self.sleeping = False
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except (OSError, ValueError):  # closed meanwhile; whoever waits is told so
+            pass
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args) in the I/O thread, where nothing else happens meanwhile; its result.
+
+        Raises ClientClosed when the thread has ended.
+        """
+        if threading.current_thread() is self._thread:
+            return function(*args)
+        alarm = Alarm()
+        box: list[Any] = []
+
+        def run() -> None:
+            try:
+                box.append(function(*args))
+            except BaseException as exc:
+                box.append(exc)
+                box.append(None)
+            finally:
+                alarm()
+
+        self._calls.append(run)
+        self.wake()
+        while not alarm.wait(1.0):
+            if not self._thread.is_alive() and not box:
+                raise ClientClosed(self.submitter.closed_text or "the client is closed")
+        if len(box) == 2:
+            raise box[0]
+        return box[0]
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """function(*args) in the I/O thread, soon; nobody waits for it."""
+        self._calls.append(lambda: function(*args))
+        self.wake()
+
+    def ask(self, what: str, timeout_s: float | None = None) -> bytes:
+        """The broker's answer (msgpack) to a question. Raises ResultTimeout, ClientClosed."""
+        alarm = Alarm()
+        box: list[bytes] = []
+        request = next(self._requests)
+        self._answers[request] = (alarm, box)
+        try:
+            self.call(self.submitter.ask, request, what)
+            answered = alarm.wait(timeout_s)
+        finally:
+            self._answers.pop(request, None)
+        if box:
+            return box[0]
+        if answered:
+            raise ClientClosed(self.submitter.closed_text or "the client is closed")
+        raise ResultTimeout(f"the broker at {self.address} did not answer within {timeout_s:.3g} s")
+
+    def new_request(self) -> int:
+        """A number for a question whose answer nobody waits for."""
+        return next(self._requests)
+
+    def close(self, text: str = CLOSED_TEXT, timeout_s: float = 3.0) -> None:
+        """Say goodbye, end what is pending, end the thread. May be called twice."""
+        if os.getpid() != self._pid:
+            return  # the thread and the sockets stayed in the process that forked
+        self.submitter.closed_text = self.submitter.closed_text or text
+        self._closing = True
+        self.wake()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls can still be made."""
+        return not self.submitter.closed_text
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._channel = connect(self.address, max_frame=self.settings.max_frame)
+            self._poller = Poller()
+            self._poller.add(self._channel)
+            self._poller.add(self._wake_fd)
+            self.fetcher = Fetcher(self._poller, self._post_relay, settings=self.settings)
+            self._begin_session()
+            while not self._closing:
+                self._turn()
+            self._say_goodbye()
+        except ZFabricError as exc:
+            self._error = exc
+        except BaseException as exc:
+            log.exception("the client's I/O thread failed")
+            self._error = TransportError(f"the client's I/O thread failed: {exc!r}")
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        text = str(self._error) if self._error is not None else CLOSED_TEXT
+        self._wake_up(self.submitter.closed(self.submitter.closed_text or text))
+        while self._calls:
+            self._calls.popleft()()
+        self._wake_up(self.submitter.closed(self.submitter.closed_text))
+        for alarm, _ in list(self._answers.values()):
+            alarm()
+        fetcher, self.fetcher = self.fetcher, None
+        if fetcher is not None:
+            fetcher.close()
+        for act in self.at_end:
+            act()
+        self._ready()
+        if self._channel is not None:
+            self._channel.close(linger_s=0.0 if self._error else 1.0)
+        fd, self._wake_fd = self._wake_fd, -1
+        os.close(fd)
+
+    def _begin_session(self) -> None:
+        now = monotonic()
+        self._session = Session(ids.new_token(), settings=self.settings, now=now)
+        self._welcomed = False
+        self._hello_at = now
+        self._turn_at = now
+        self._heard_from = now
+
+    def _turn(self) -> None:
+        assert self._poller is not None
+        now = monotonic()
+        if now - self._turn_at > self.settings.suspect_s:
+            # We slept (SIGSTOP, a suspended laptop): the broker's silence proves nothing.
+            self._heard_from = now
+        self._turn_at = now
+        more = self._receive(now)
+        while self._calls:
+            self._calls.popleft()()
+        if self._welcomed:
+            wake_at = min(self._session.tick(now), now + RELEASE_S)
+            self._watch_broker(now)
+        else:
+            wake_at = self._say_hello(now)
+        fetcher = self.fetcher
+        assert fetcher is not None
+        if not fetcher.is_idle:
+            wake_at = min(wake_at, fetcher.tick(now) or wake_at)
+        if not self._send():
+            wake_at = min(wake_at, now + RETRY_S)
+        self.sleeping = True
+        # From here on a new row wakes us; this looks for those that came just before.
+        if more or self._calls or self._closing or (self._welcomed and self._has_rows()):
+            self.sleeping = False
+            wake_at = 0.0
+        for ready in self._poller.wait(max(0.0, wake_at - monotonic()) if wake_at else 0.0):
+            if ready is self._wake_fd or ready == self._wake_fd:
+                self.sleeping = False
+                try:
+                    os.eventfd_read(self._wake_fd)
+                except BlockingIOError:
+                    pass
+            elif ready is not self._channel:
+                if fetcher.owns(ready):
+                    fetcher.on_ready(ready, monotonic())
+        self.sleeping = False
+
+    def _has_rows(self) -> bool:
+        return bool(self.submitter.rows) and not self._stuck
+
+    # --- sending ------------------------------------------------------------------------------
+
+    _stuck = False
+    """The last send was not taken, or the window is full: more rows change nothing."""
+
+    def _send(self) -> bool:
+        """Send what the window and the channel take. False: try again soon."""
+        assert self._channel is not None
+        session, send = self._session, self._channel.send
+        window = self.settings.window
+        next_message = self.submitter.next_message
+        self._stuck = False
+        while True:
+            frames = session.next_frames()
+            if frames is None:
+                if not self._welcomed:
+                    return True
+                if session.n_unacked >= window:
+                    self._stuck = True  # an ack will wake us
+                    return True
+                message = next_message()
+                if message is None:
+                    return True
+                session.post(message)
+                continue
+            if not send(frames):
+                self._stuck = True
+                return False
+            session.sent()
+
+    def _post_relay(self, peer: int, frames: list[Any]) -> None:
+        """Send frames to another session by way of the broker."""
+        self._session.post(Relay(peer, tuple(frames)))
+
+    def _say_hello(self, now: float) -> float:
+        if now >= self._hello_at and not self._session.has_unsent:
+            self._session.post(hello(self.name, self._depth))
+            self._hello_at = now + HELLO_S
+        return self._hello_at
+
+    def _say_goodbye(self) -> None:
+        if self._welcomed:
+            self._wake_up(self.submitter.closed(self.submitter.closed_text))
+            self._session.post(Bye("closed"))
+            self._send()
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    def _receive(self, now: float) -> bool:
+        """Take in what has arrived. True: there may be more."""
+        assert self._channel is not None
+        recv = self._channel.recv
+        for _ in range(RECEIVE_AT_ONCE):
+            frames = recv()
+            if frames is None:
+                return False
+            if not frames:
+                log.debug("the connection to %s broke; redialling", self.address)
+                self._session.reconnected()
+                self._hello_at = now
+                continue
+            try:
+                header, message = wire.decode(frames)
+                if header.token == self._session.token:
+                    if self._session.receive(header, message, now):
+                        self._take(header, message)
+                    self._heard_from = now
+            except RemoteProtocolError as exc:
+                self.n_garbage += 1
+                log.warning("dropped a message from %s: %s", self.address, exc)
+        return True
+
+    def _take(self, header: wire.Header, message: Message) -> None:
+        if type(message) is Results:
+            self._wake_up(self.submitter.results(message))
+        elif type(message) is Answer:
+            waiting = self._answers.get(message.request)
+            if waiting is not None:
+                waiting[1].append(message.payload)
+                waiting[0]()
+        elif type(message) is Relay:
+            if self.fetcher is not None:
+                self.fetcher.on_relay(message.peer, wire.decode(message.frames)[1], monotonic())
+        elif type(message) is Welcome:
+            self._take_welcome(header, message)
+        elif type(message) is Refuse:
+            self._take_refuse(message)
+        elif type(message) is Bye:
+            self._lose_session(f"the broker at {self.address} shut down ({message.reason})")
+
+    def _take_welcome(self, header: wire.Header, message: Welcome) -> None:
+        if self._welcomed:
+            return  # the answer to a Hello that we repeated
+        self._welcomed = True
+        self._session.epoch = header.epoch
+        self.welcome = message
+        self.submitter.welcomed(message.number)
+        log.info("client %s is session %d at %s", message.name, message.number, self.address)
+        self._ready()
+
+    def _take_refuse(self, message: Refuse) -> None:
+        if message.code != "unknown" or not self._welcomed:
+            raise Refused(message.code, message.text)
+        self._lose_session(
+            f"the broker at {self.address} no longer knows this client: it was restarted, or it "
+            f"took the client for dead ({message.text})"
+        )
+
+    def _watch_broker(self, now: float) -> None:
+        dead_s = self.settings.dead_s
+        if now - max(self._heard_from, self._session.last_heard) > dead_s:
+            self._lose_session(f"the broker at {self.address} was silent for {dead_s:.3g} s")
+
+    def _lose_session(self, text: str) -> None:
+        log.warning("%s; what was pending is lost, connecting anew", text)
+        awaited = self.submitter.session_lost(text)
+        for alarm, _ in list(self._answers.values()):
+            alarm()
+        self._begin_session()
+        self._wake_up(awaited)
+
+    def _wake_up(self, awaited: list[Outcome]) -> None:
+        """Call each waiter. After the whole batch, so that who wakes finds all of it."""
+        for outcome in awaited:
+            waiters, outcome.waiters = outcome.waiters, None
+            for waiter in waiters or ():
+                try:
+                    waiter(outcome)
+                except Exception:
+                    log.exception("a waiter of task %x failed", outcome.id)
+
+    # Only called through `call`: what user threads want done to outcomes.
+
+    def cancel(self, outcomes: list[Outcome]) -> None:
+        """End the pending ones here and at the broker."""
+        self._wake_up(self.submitter.cancel(outcomes))
+
+
+def hello(name: str, depth: int) -> Hello:
+    """How a client of this process introduces itself."""
+    from zfabric import __version__
+
+    return Hello(
+        role=CLIENT,
+        name=name,
+        zfabric=__version__,
+        python=platform.python_version(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        depth=depth,
+    )

@@ -1,0 +1,117 @@
+"""Calls that make no sense, each with one text that says what to do instead."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zfabric.errors import ClientClosed, ConfigError, UsageError
+from zfabric.messages import TaskOptions
+
+if TYPE_CHECKING:
+    from zfabric.client.client import Client
+
+ENDLESS = (itertools.count, itertools.cycle)
+
+
+def refuse_uncallable(fn: Any, verb: str = "submit") -> None:
+    """Raise UsageError, as `fn` is no function."""
+    from zfabric.codec.references import Reference
+
+    if inspect.iscoroutine(fn):
+        name = getattr(fn, "__qualname__", "f")
+        fn.close()  # else Python warns that it was never awaited
+        raise UsageError(
+            f"{verb}({name}(...)) was given a coroutine object: give the function and its"
+            f" arguments, {verb}({name}, ...); the worker runs its event loop"
+        )
+    if isinstance(fn, Reference):
+        raise UsageError(
+            f"{verb}() was given a future where a function belongs: futures go among the"
+            f" arguments, {verb}(f, future)"
+        )
+    raise UsageError(
+        f"{verb}() was given {_short(fn)}, a {type(fn).__name__}, where a function belongs:"
+        f" write {verb}(f, x) instead of {verb}(f(x))"
+    )
+
+
+def refuse_foreign(client: Client, dependencies: Sequence[int]) -> None:
+    """Raise UsageError where one of these tasks is not the client's own and alive."""
+    table = client._submitter.outcomes
+    base = client._submitter.number
+    for task in dependencies:
+        if task in table:
+            continue
+        if task >> 40 != base:
+            raise UsageError(
+                "an argument is a future of another client (or of a session that the broker has"
+                " lost); pass its .result(), or submit through the client that made it"
+            )
+        raise UsageError("an argument is a future that was released; its value is gone")
+
+
+def refuse_closed(client: Client) -> None:
+    """Raise ClientClosed, as nothing can be called on this client any more."""
+    if client._forked:
+        raise ClientClosed(
+            "this client was made before os.fork(), and its thread and sockets stayed in the"
+            " parent process; make a Client of its own in the child"
+        )
+    raise ClientClosed(
+        f"this client is closed ({client._submitter.closed_text}); make a new Client"
+    )
+
+
+def refuse_endless(iterables: Iterable[Any]) -> None:
+    """Raise UsageError for a map that would never end."""
+    if all(isinstance(each, ENDLESS) for each in iterables):
+        raise UsageError(
+            "map() over an endless iterator would never return: give max_inflight=, and it"
+            " returns a lazy iterator of futures"
+        )
+
+
+def options_of(
+    key: str | None,
+    retries: int,
+    priority: int,
+    resources: Mapping[str, float] | None,
+    workers: str | Iterable[str] | None,
+) -> TaskOptions | None:
+    """What a call asks for beyond the defaults, None when nothing. Raises UsageError."""
+    if not (key or retries or priority or resources or workers):
+        return None
+    if type(retries) is not int or retries < 0:
+        raise UsageError(f"retries={retries!r}: it is how often to run again, 0 or more")
+    if type(priority) is not int or not -(2**31) <= priority <= 2**31:
+        raise UsageError(f"priority={priority!r}: it is an integer, higher runs sooner")
+    wanted: dict[str, float] = {}
+    for name, amount in (resources or {}).items():
+        if not isinstance(name, str) or not isinstance(amount, (int, float)) or amount < 0:
+            raise UsageError(f"resources={resources!r}: it is like {{'GPU': 1}}")
+        wanted[name] = float(amount)
+    names = (workers,) if isinstance(workers, str) else tuple(workers or ())
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"workers={workers!r}: it is a worker's name or several")
+    return TaskOptions(priority, retries, wanted, names, key or "")
+
+
+def refuse_local_options(address: object, **options: Any) -> None:
+    """Raise ConfigError where options of a local fabric come with an address."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} would start a local fabric, but the address {address} says that"
+            " there is one: give either"
+        )
+
+
+def _short(thing: Any) -> str:
+    try:
+        text = repr(thing)
+    except Exception:
+        return "an object"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,308 @@
+"""Values too large to ride along: fetched from the workers that hold them, and put there.
+
+The transfers run in the I/O thread, side by side; user threads only wait for their end. A value
+that none of its holders gives is asked for at the broker, which tells of other holders or has it
+computed again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgpack
+
+from zfabric.client import misuse
+from zfabric.client.alarm import Alarm
+from zfabric.client.future import Future
+from zfabric.client.waiting import blocked, sleep
+from zfabric.codec import layout
+from zfabric.codec.arguments import dump_call
+from zfabric.codec.serialise import Buffer, dumps, loads, nbytes_of
+from zfabric.core.submitter import LOADED, Outcome
+from zfabric.errors import ClientClosed, DataLost, ResultTimeout
+from zfabric.messages import STORED, Register
+
+if TYPE_CHECKING:
+    from zfabric.client.client import Client
+    from zfabric.client.io_thread import IoThread
+
+MAX_TRIES = 3
+"""Times that a value is not where the broker says, or cannot be put, before that is an error."""
+
+LOOK_AGAIN_S = 0.02
+"""Between two looks for a worker to put a value on."""
+
+STALE_S = 1.0
+"""Age at which the list of workers is asked for again before a value is put."""
+
+GROUP_BYTES = 64 * 2**20
+"""Of a scatter that are on their way together: they are copied into one run of bytes each."""
+
+Target: TypeAlias = tuple[int, str]
+"""(worker's number, data address)."""
+
+
+class _Fetch:
+    """One value on its way here; `outcome.value` holds it while the outcome is STORED.
+
+    value: None when nobody had it.  n_tries: how many fetches of it have failed before.
+    """
+
+    __slots__ = ("ended", "n_tries", "payload", "rings", "value")
+
+    def __init__(self, payload: bytes, n_tries: int) -> None:
+        self.payload = payload
+        self.n_tries = n_tries
+        self.value: Any = None
+        self.ended = False
+        self.rings: list[Alarm] = []
+
+    def end(self, value: Any) -> None:
+        """The I/O thread has done what it could."""
+        self.value = value
+        self.ended = True
+        for alarm in list(self.rings):
+            alarm()
+
+
+class Values:
+    """The bulk side of one client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._io: IoThread = client._io
+        self._lock = threading.Lock()
+        self._under_way: set[_Fetch | _Put] = set()
+        self._turn = 0
+        self._stores: list[Target] = []
+        self._looked_at = -STALE_S
+        self._io.at_end.append(self._give_up)
+
+    # --- fetching -----------------------------------------------------------------------------
+
+    def begin_fetch(self, future: Future) -> None:
+        """Have a stored value brought here; `fetch` waits for it."""
+        self._begun(future._outcome)
+
+    def fetch(self, future: Future, deadline: float | None) -> None:
+        """Return when the outcome is LOADED, or is no longer STORED and has to be looked at anew.
+
+        Raises DataLost when it is nowhere to be found, ResultTimeout at the deadline.
+        """
+        outcome = future._outcome
+        fetch = self._begun(outcome)
+        if fetch is None:
+            return
+        alarm = Alarm()
+        fetch.rings.append(alarm)
+        if not fetch.ended:
+            with blocked():
+                if not sleep(self._client, alarm, deadline):
+                    raise ResultTimeout(f"{future.key} has ended; its value is still on its way")
+        if fetch.value is not None:
+            self._load(outcome, fetch)
+        elif not self._io.is_open:
+            raise ClientClosed("the client was closed before the value was here")
+        elif fetch.n_tries >= MAX_TRIES:
+            raise DataLost(
+                f"the value of {future.key} cannot be fetched from any worker", future.key
+            )
+
+    def _begun(self, outcome: Outcome) -> _Fetch | None:
+        with self._lock:
+            payload, held = outcome.payload, outcome.value
+            if outcome.status != STORED or payload is None:
+                return None
+            if isinstance(held, _Fetch):
+                if held.payload is payload:
+                    return held
+                fetch = _Fetch(payload, held.n_tries + 1)
+            else:
+                fetch = _Fetch(payload, 0)
+            outcome.value = fetch
+        self._io.post(self._start_fetch, outcome, fetch)
+        return fetch
+
+    def _load(self, outcome: Outcome, fetch: _Fetch) -> None:
+        with self._lock:  # two threads may have waited; both get the same object
+            if outcome.status == STORED and outcome.value is fetch:
+                stored = fetch.value
+                outcome.value = loads(layout.split(stored.area, stored.sizes))
+                outcome.status = LOADED
+                outcome.payload = None
+                stored.close()
+
+    def _start_fetch(self, outcome: Outcome, fetch: _Fetch) -> None:
+        """In the I/O thread."""
+
+        def on_end(value: Any) -> None:
+            if value is None and outcome.payload is fetch.payload and fetch.n_tries < MAX_TRIES:
+                self._io.submitter.locate(outcome, self._io.new_request())
+            self._under_way.discard(fetch)
+            fetch.end(value)
+
+        if self._io.fetcher is None:
+            fetch.end(None)
+            return
+        self._under_way.add(fetch)
+        nbytes, holders = msgpack.unpackb(fetch.payload)
+        sources = [(number, address) for number, address in holders]
+        self._io.fetcher.fetch(outcome.id, nbytes, sources, on_end, monotonic())
+
+    # --- putting ------------------------------------------------------------------------------
+
+    def scatter(self, data: Sequence[Any], broadcast: bool = False) -> list[Future]:
+        """Each of `data` as a value in a worker's store (with `broadcast`: in each one's)."""
+        many = len(data) != 1
+        frames = [
+            dumps(item, f"data[{place}]" if many else "data") for place, item in enumerate(data)
+        ]
+        return [
+            Future(self._client, outcome)
+            for group in _groups(frames)
+            for outcome in self._put_group(group, broadcast)
+        ]
+
+    def put_arguments(self, frames: Sequence[Buffer]) -> int:
+        """A call's frames as a value; its id. Whoever asked releases it."""
+        return self._put_group([frames], False)[0].id
+
+    def spread(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keywords that many calls share, with the large ones put into a store once."""
+        limit = self._client._settings.argument_limit
+        if nbytes_of(dump_call((), kwargs)[0]) <= limit:
+            return kwargs
+        large = {}
+        for name, each in kwargs.items():
+            frames, dependencies = dump_call((each,), {})
+            if not dependencies and nbytes_of(frames) > limit // 4:
+                large[name] = each
+        return {**kwargs, **dict(zip(large, self.scatter(list(large.values())), strict=True))}
+
+    def _put_group(self, items: Sequence[Sequence[Buffer]], broadcast: bool) -> list[Outcome]:
+        """Put them side by side, once more elsewhere where that fails, and tell the broker."""
+        submitter = self._io.submitter
+        outcomes = submitter.new_outcomes(0, len(items))
+        areas = [_area(frames) for frames in items]
+        placed: list[list[Target]] = [[] for _ in items]
+        left = list(range(len(items)))
+        text = ""
+        for attempt in range(MAX_TRIES):
+            targets = self._targets(fresh=attempt > 0)
+            puts = []
+            for place in left:
+                mine = targets if broadcast else [targets[self._turn % len(targets)]]
+                self._turn += 1
+                sizes = [len(frame) for frame in items[place]]
+                for target in mine:
+                    put = _Put(outcomes[place].id, sizes, areas[place], target)
+                    self._io.post(self._start_put, put)
+                    puts.append((place, put))
+            for place, put in puts:
+                with blocked():
+                    sleep(self._client, put.alarm, None)
+                if put.error:
+                    text = put.error
+                elif put.target not in placed[place]:
+                    placed[place].append(put.target)
+            left = [place for place in left if not placed[place]]
+            if not left or not self._io.is_open:
+                break
+        if left:
+            for outcome in outcomes:
+                submitter.outcomes.pop(outcome.id, None)
+            if not self._io.is_open:
+                misuse.refuse_closed(self._client)
+            raise DataLost(f"data could not be put into any worker's store: {text}")
+        self._register(outcomes, [area.nbytes for area in areas], placed)
+        return outcomes
+
+    def _register(
+        self, outcomes: list[Outcome], sizes: list[int], placed: list[list[Target]]
+    ) -> None:
+        payloads = [
+            msgpack.packb([nbytes, targets]) for nbytes, targets in zip(sizes, placed, strict=True)
+        ]
+        holders = [[number for number, _ in targets] for targets in placed]
+        message = Register([outcome.id for outcome in outcomes], sizes, holders)
+        self._io.call(self._io.submitter.register, outcomes, payloads, message)
+
+    def _targets(self, fresh: bool) -> list[Target]:
+        """The workers' stores; waits until there is one."""
+        pause = threading.Event()
+        began = monotonic()
+        while fresh or not self._stores or monotonic() - self._looked_at > STALE_S:
+            self._looked_at = monotonic()
+            found = self._client.info()["workers"]
+            self._stores = [(worker["number"], worker["data_address"]) for worker in found]
+            fresh = False
+            if not self._stores:
+                if monotonic() - began > self._client._settings.no_worker_warning_s:
+                    self._client._warn_without_workers()
+                with blocked():
+                    pause.wait(LOOK_AGAIN_S)
+        return self._stores
+
+    def _start_put(self, put: _Put) -> None:
+        """In the I/O thread."""
+
+        def on_end(error: str) -> None:
+            self._under_way.discard(put)
+            put.end(error)
+
+        if self._io.fetcher is None:
+            put.end("the client was closed")
+            return
+        self._under_way.add(put)
+        self._io.fetcher.put(put.id, put.sizes, put.area, put.target, on_end, monotonic())
+
+    def _give_up(self) -> None:
+        """The I/O thread ends: wake who waits."""
+        for each in list(self._under_way):
+            if isinstance(each, _Put):
+                each.end("the client was closed")
+            else:
+                each.end(None)
+        self._under_way.clear()
+
+
+class _Put:
+    """One value on its way to one worker. error: "" when it is there."""
+
+    __slots__ = ("alarm", "area", "error", "id", "sizes", "target")
+
+    def __init__(self, task: int, sizes: Sequence[int], area: memoryview, target: Target) -> None:
+        self.id = task
+        self.sizes = sizes
+        self.area = area
+        self.target = target
+        self.alarm = Alarm()
+        self.error = ""
+
+    def end(self, error: str) -> None:
+        """The I/O thread has done what it could."""
+        self.error = error
+        self.alarm()
+
+
+def _area(frames: Sequence[Buffer]) -> memoryview:
+    """The frames laid out in one run of bytes; a copy unless there is only one."""
+    parts = layout.join(list(frames))
+    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts)).cast("B")
+
+
+def _groups(items: list[list[Buffer]]) -> Iterator[list[list[Buffer]]]:
+    """In order, with a bounded number of bytes per group: each group is copied at once."""
+    group: list[list[Buffer]] = []
+    room = GROUP_BYTES
+    for frames in items:
+        room -= nbytes_of(frames)
+        if group and room < 0:
+            yield group
+            group, room = [], GROUP_BYTES - nbytes_of(frames)
+        group.append(frames)
+    if group:
+        yield group
