@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from zfabric.clock import now_s
 
 if TYPE_CHECKING:
     import zmq
@@ -177,7 +178,7 @@ class Poller:
         May also report what turns out to have nothing, so a `recv` that gives None is normal.
         An empty list: the time is over.
         """
-        deadline = None if timeout_s is None else monotonic() + timeout_s
+        deadline = None if timeout_s is None else now_s() + timeout_s
         owner = self._owner
         while True:
             ready: list[Any] = []
@@ -202,4 +203,4 @@ class Poller:
                 return ready
             # Only an endpoint's own timer was due: idle_s() lets it act, and we wait on.
             if deadline is not None:
-                timeout_s = max(0.0, deadline - monotonic())
+                timeout_s = max(0.0, deadline - now_s())

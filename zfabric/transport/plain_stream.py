@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, MiB
 from zfabric.errors import ConfigError, FrameTooLarge
 from zfabric.transport.contract import LARGE, Buffer
@@ -259,19 +259,19 @@ class Stream:
         """Close the socket; with a linger, wait up to that long for what is queued to arrive."""
         if linger_s > 0.0:
             with suppress(OSError):
-                self._drain(time.monotonic() + linger_s)
+                self._drain(now_s() + linger_s)
         self.sock.close()
 
     def _drain(self, deadline: float) -> None:
         """Send all, then read until the other end closes: closing a socket that has unread bytes
         resets the connection, and the reset destroys what the other end has not read yet."""
         while self._out:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+            self.sock.settimeout(max(0.001, deadline - now_s()))
             self._out[0] = self._out[0][self.sock.send(self._out[0]) :]
             if not self._out[0]:
                 self._out.popleft()
         self.sock.shutdown(socket.SHUT_WR)
-        while (left_s := deadline - time.monotonic()) > 0.0:
+        while (left_s := deadline - now_s()) > 0.0:
             self.sock.settimeout(left_s)
             if not self.sock.recv(_READ):
                 return

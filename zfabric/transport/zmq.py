@@ -90,6 +90,16 @@ def _capabilities(address: str, max_frame: int) -> Capabilities:
     )
 
 
+def _check_port(address: str) -> None:
+    """Raise ConfigError unless a port follows the last colon: libzmq takes 99999 for 34463."""
+    port = address.rpartition(":")[2]
+    if port != "*" and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ConfigError(
+            f"{address}: {port!r} is no port; write tcp://HOST:PORT with 1 to 65535, or 0 for a"
+            " free one"
+        )
+
+
 class _Base:
     """What both ends do alike: their socket, their monitor, the frames of one message."""
 
@@ -101,11 +111,15 @@ class _Base:
     ) -> None:
         if address.startswith("ipc://"):
             check_path(address)
+        elif address.startswith("tcp://"):
+            _check_port(address)
         self.address = address
         self.capabilities = _capabilities(address, options.max_frame)
         self._inproc = address.startswith("inproc://")
         self._max_frame = options.max_frame
         self._max_frames = options.max_frames
+        self.garbage = 0
+        """Messages that were dropped: of strangers, or with too many frames."""
         self._closed = False
         self._stirred = False
         self._dry = 0  # times that recv found nothing
@@ -150,9 +164,17 @@ class _Base:
                 f"a frame of {largest} bytes does not fit: {self.address} takes up to"
                 f" {self._max_frame}; send it in parts"
             )
-        if len(flat) >= self._max_frames:
-            raise FrameTooLarge(f"{len(flat)} frames in a message: {self._max_frames} is too many")
+        if len(flat) > self._max_frames:
+            raise FrameTooLarge(
+                f"{len(flat)} frames in a message: more than {self._max_frames} is too many"
+            )
         return flat if largest else [*flat, b""]
+
+    def _skip(self) -> None:
+        """Drop the rest of a message that has too many frames, without collecting it."""
+        self.garbage += 1
+        while self._recv(_NOBLOCK, False).more:
+            continue
 
     def _failed(self, exc: zmq.ZMQError) -> TransportError:
         if self._closed or exc.errno in (zmq.ENOTSOCK, zmq.ETERM):
@@ -174,11 +196,10 @@ class _Base:
 
 
 class ZmqListener(_Base, Listener):
-    """A ROUTER. `garbage` counts messages dropped because their sender never said hello."""
+    """A ROUTER: who is there, who is gone, and what goes to whom."""
 
     def __init__(self, address: str, options: zmq_socket.Options) -> None:
         super().__init__(address, BOUND, options, ACCEPTED | DOWN | RELEASED)
-        self.garbage = 0
         self._peers: dict[PeerId, int] = {}  # -> descriptor, -1 where there is none
         self._by_descriptor: dict[int, PeerId] = {}
         self._open: set[int] = set()  # descriptors of connections, as the monitor tells
@@ -213,7 +234,7 @@ class ZmqListener(_Base, Listener):
         for frame in frames:
             if type(frame) is not bytes or len(frame) >= LARGE:
                 simple = False
-        if not simple or not frames or not frames[0]:
+        if not simple or not frames or not frames[0] or len(frames) > self._max_frames:
             frames, simple = self._checked(frames), False
         if peer not in self._peers:
             raise self._gone()
@@ -244,6 +265,7 @@ class ZmqListener(_Base, Listener):
 
     def recv(self) -> tuple[PeerId, list[bytes]] | None:
         recv = self._recv
+        limit = self._max_frames
         while True:
             # Those that were known to leave before the socket was empty have nothing in it now.
             leaving = len(self._leaving)
@@ -254,6 +276,9 @@ class ZmqListener(_Base, Listener):
                     frame = recv(_NOBLOCK, False)
                     frames.append(frame.bytes if len(frame) < LARGE else frame.buffer)
                     if not frame.more:
+                        break
+                    if len(frames) > limit:  # one more than a sender may: it escapes empty ones
+                        self._skip()
                         break
             except zmq.Again:
                 while leaving:
@@ -268,6 +293,8 @@ class ZmqListener(_Base, Listener):
                 return None
             except zmq.ZMQError as exc:
                 raise self._failed(exc) from exc
+            if frame.more:
+                continue
             if frames[0] and peer in self._peers:
                 return peer, frames
             message = self._odd(peer, frames, frame)
@@ -387,7 +414,7 @@ class ZmqChannel(_Base, Channel):
         for frame in frames:
             if type(frame) is not bytes or len(frame) >= LARGE:
                 simple = False
-        if not simple or not frames or not frames[0]:
+        if not simple or not frames or not frames[0] or len(frames) > self._max_frames:
             frames, simple = self._checked(frames), False
         if self._inproc and not self._dial() and not self._closed:
             return False
@@ -423,6 +450,7 @@ class ZmqChannel(_Base, Channel):
 
     def recv(self) -> list[bytes] | None:
         recv = self._recv
+        limit = self._max_frames
         while True:
             lost = self._lost
             try:
@@ -431,6 +459,9 @@ class ZmqChannel(_Base, Channel):
                     frame = recv(_NOBLOCK, False)
                     frames.append(frame.bytes if len(frame) < LARGE else frame.buffer)
                     if not frame.more:
+                        break
+                    if len(frames) > limit:  # one more than a sender may: it escapes empty ones
+                        self._skip()
                         break
             except zmq.Again:
                 if lost:
@@ -443,6 +474,8 @@ class ZmqChannel(_Base, Channel):
                 return None
             except zmq.ZMQError as exc:
                 raise self._failed(exc) from exc
+            if frame.more:
+                continue
             if frames[0] or any(len(frame) for frame in frames):
                 return frames
             if len(frames) > 1:

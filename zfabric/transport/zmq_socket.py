@@ -7,6 +7,7 @@ without a word, and the defaults lose messages without a word.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import struct
@@ -257,5 +258,6 @@ class Monitor:
 
     def close(self) -> None:
         """End the events; call it before the watched socket is closed."""
-        self._watched.disable_monitor()
+        with contextlib.suppress(zmq.ZMQError):  # the context may have ended before us
+            self._watched.disable_monitor()
         self.socket.close(0)
