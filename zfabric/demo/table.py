@@ -102,12 +102,12 @@ def _hardest(outcome: Outcome, folder: Path) -> Iterator[str]:
         yield (
             f"  {place:>2}. {name:<41}{file.complexity:>11,}{file.functions:>11,}{file.lines:>9,}"
         )
-        functions = [
-            f"{function.name} {function.complexity}"
-            for function in outcome.functions.get(file.path, ())
-        ]
-        if functions:
-            yield _cut("      " + ", ".join(functions))
+        functions = outcome.functions.get(file.path, ())
+        texts = [f"{function.name} {function.complexity}" for function in functions]
+        while len(texts) > 1 and len(", ".join(texts)) > WIDTH - 6:
+            texts.pop()
+        if texts:
+            yield _cut("      " + ", ".join(texts))
 
 
 def _side_by_side(
