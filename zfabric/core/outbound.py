@@ -26,7 +26,7 @@ def to_client(client: ClientRecord, out: list[Outgoing], settings: Settings) -> 
 
 def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> None:
     """Drop and Free come before Run, as an id that was dropped may run again in this very turn;
-    Give comes before the rows that need it."""
+    Give comes before the rows that need it, and Forget after those that call what goes."""
     number = worker.number
     if worker.drops:
         out.append((number, m.Drop(worker.drops)))
@@ -46,6 +46,9 @@ def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> 
         out.extend((number, run) for run in _runs(worker, settings))
         worker.ids, worker.attempts, worker.fns = [], [], []
         worker.payloads, worker.deps, worker.functions = [], [], []
+    if worker.forgets:
+        out.append((number, m.Forget(worker.forgets)))
+        worker.forgets = []
 
 
 def slices(payloads: Sequence[bytes], settings: Settings) -> Iterator[tuple[int, int]]:

@@ -32,6 +32,7 @@ class WorkerRecord:
         "deps",
         "drops",
         "fns",
+        "forgets",
         "frees",
         "functions",
         "gives",
@@ -99,6 +100,7 @@ class WorkerRecord:
         self.drops: list[int] = []
         self.frees: list[int] = []
         self.gives: list[tuple[int, bytes]] = []
+        self.forgets: list[int] = []
 
     @property
     def free(self) -> int:

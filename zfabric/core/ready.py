@@ -12,6 +12,7 @@ Removal is lazy: whoever takes a task out of READY leaves its entry here, and `p
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from zfabric.core.tasks import READY, ClientRecord, TaskRecord
 
@@ -105,6 +106,13 @@ class ReadyQueue:
             del levels[keys.pop()]
         self.n = 0
         return None
+
+    def entries(self) -> Iterator[TaskRecord]:
+        """Everything queued, stale entries too, in no order that means anything."""
+        for level in self._levels.values():
+            yield from level.hot
+            for queue in level.turns:
+                yield from queue
 
     def _level(self, task: TaskRecord) -> _Level:
         depth = task.owner.depth

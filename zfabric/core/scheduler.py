@@ -127,7 +127,6 @@ class Scheduler:
     def worker_left(self, number: int, why: str, now: float) -> None:
         """A worker is gone: its rows run elsewhere, its values are made again."""
         worker = self.workers.pop(number)
-        self._dirty_workers.pop(worker, None)
         text = f"worker {worker.name} ({worker.host}, pid {worker.pid}) was lost: {why}"
         rows = list(worker.rows.values())
         # Only the first rows can have been running; the others had not started.
@@ -146,6 +145,8 @@ class Scheduler:
                 if not task.holders and task.value is None:
                     self._value_lost(task, text)
         self._let_go()
+        # What was to be said to it, to drop its rows for instance, has nobody to hear it.
+        self._dirty_workers.pop(worker, None)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -197,6 +198,8 @@ class Scheduler:
         if fresh:
             self.ready.extend(client, fresh)
         self._must_place = True
+        if self._unneeded:
+            self._let_go()
 
     def release(self, client: ClientRecord, message: m.Release, now: float) -> None:
         """The client no longer wants these. Unknown ones were released before."""
@@ -363,7 +366,7 @@ class Scheduler:
                 assert task.holders is not None
                 task.holders.add(worker)
                 worker.values.add(id_)
-            elif task is None or task.worker is not worker:
+            elif task is None or not (task.worker is worker or worker in (task.holders or ())):
                 worker.frees.append(id_)
                 self._dirty_workers[worker] = None
 
@@ -523,11 +526,14 @@ class Scheduler:
 
     def _teach(self, worker: WorkerRecord, fn: FunctionRecord) -> None:
         worker.known[fn.id] = None
-        worker.functions.append((fn.id, fn.name, fn.blob))
+        if fn.id in worker.forgets:
+            worker.forgets.remove(fn.id)  # it was not told yet, so it still has it
+        else:
+            worker.functions.append((fn.id, fn.name, fn.blob))
         if len(worker.known) > MAX_KNOWN:
             oldest = next(iter(worker.known))
             del worker.known[oldest]
-            self._said.append((worker.number, m.Forget([oldest])))
+            worker.forgets.append(oldest)
 
     def _ways(self, worker: WorkerRecord, task: TaskRecord) -> list[Dependency]:
         """How each input of a task reaches a worker."""
@@ -585,8 +591,9 @@ class Scheduler:
         deps = []
         for id_ in dep_ids:
             dep = self.tasks.get(id_)
-            if dep is None:
+            if dep is None or dep is task:
                 text = f"{task.name} takes a value that the broker does not know; was it released?"
+                task.fn = None  # a retry would miss the value as well
                 self._fail(task, m.LOST, text_payload(text))
                 return
             deps.append(dep)
@@ -746,6 +753,7 @@ class Scheduler:
         worker = task.worker
         if worker is not None:
             worker.rows.pop(task.id, None)
+            self._must_place = True
             worker.occupy(task.options.resources, -1)
             task.worker = None
 
@@ -845,6 +853,8 @@ class Scheduler:
                     unneeded.append(dep)
             task.deps = ()
             del tasks[task.id]
+            if self._strikes:
+                self._strikes.pop(task.id, None)
 
     def _free_copies(self, task: TaskRecord) -> None:
         if task.holders:
