@@ -44,7 +44,7 @@ beat."""
 class SessionRecord:
     """What the broker knows of one session."""
 
-    __slots__ = ("gone_at", "hello", "name", "number", "peer", "session")
+    __slots__ = ("gone_at", "hello", "name", "number", "peer", "peers", "session")
 
     def __init__(self, number: int, name: str, hello: m.Hello, session: Session) -> None:
         self.number = number
@@ -52,7 +52,9 @@ class SessionRecord:
         self.hello = hello
         self.session = session
         self.peer: Peer | None = None
-        """The connection that it was last heard on; None when that one broke."""
+        """The connection that its messages go out on; None when that one broke."""
+        self.peers: list[Peer] = []
+        """The connections that it was heard on and that are not known to be broken."""
         self.gone_at: float | None = None
 
 
@@ -113,7 +115,7 @@ class BrokerMachine:
                 self._refuse_unknown(peer, header.token, now)
             return
         if record.peer != peer:
-            self._route(record, peer)
+            self._heard_on(record, peer)
         try:
             if not record.session.receive(header, message, now):
                 if kind is m.Beat:
@@ -139,9 +141,14 @@ class BrokerMachine:
     def gone(self, peer: Peer, now: float) -> None:
         """A peer's connection broke."""
         record = self.routes.pop(peer, None)
-        if record is not None and record.peer == peer:
+        if record is None:
+            return
+        record.peers.remove(peer)
+        if record.peer == peer:
             record.peer = None
             record.gone_at = now
+            if record.peers:
+                self._route(record, record.peers[-1])
 
     def tick(self, now: float) -> float:
         """What time alone brings about. Returns when to be called again at the latest."""
@@ -215,7 +222,7 @@ class BrokerMachine:
         record = self.sessions.get(header.token)
         if record is not None:  # our Welcome was lost, or is on its way
             if record.peer != peer:
-                self._route(record, peer)
+                self._heard_on(record, peer)
             self._welcome(record)
             return
         refusal = self._why_not(header, hello)
@@ -233,7 +240,7 @@ class BrokerMachine:
         record = SessionRecord(number, name, hello, session)
         self.sessions[header.token] = record
         self.by_number[number] = record
-        self._route(record, peer)
+        self._heard_on(record, peer)
         if hello.role == m.WORKER:
             self.scheduler.worker_joined(_worker_record(number, name, hello, now), now)
             self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
@@ -281,16 +288,24 @@ class BrokerMachine:
         )
         self.dirty[record] = None
 
+    def _heard_on(self, record: SessionRecord, peer: Peer) -> None:
+        """A session speaks by another connection than it is spoken to.
+
+        A new one takes over. One that was left before does not: what the broken connection
+        still delivers may be read after the first messages of the next one.
+        """
+        if peer not in record.peers:
+            record.peers.append(peer)
+            self.routes[peer] = record
+            self._route(record, peer)
+
     def _route(self, record: SessionRecord, peer: Peer) -> None:
-        """A session speaks by a new connection: what the old one swallowed goes out again."""
-        if record.peer is not None:
-            self.routes.pop(record.peer, None)
+        """Messages go out by another connection, and with them what the last one swallowed."""
         if record.peer is not None or record.gone_at is not None:
             record.session.reconnected()
             self.counts["reconnects"] += 1
         record.peer = peer
         record.gone_at = None
-        self.routes[peer] = record
         self.dirty[record] = None
 
     def _end(self, record: SessionRecord, why: str, now: float) -> None:
@@ -300,8 +315,9 @@ class BrokerMachine:
         del self.by_number[record.number]
         self._names.discard(record.name)
         self.dirty.pop(record, None)
-        if record.peer is not None:
-            self.routes.pop(record.peer, None)
+        for peer in record.peers:
+            if self.routes.get(peer) is record:
+                del self.routes[peer]
         role = record.hello.role
         self.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
         if role == m.WORKER:

@@ -1,0 +1,432 @@
+"""The broker without sockets: handshakes, routes, silence, strangers, and good-byes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgpack import packb, unpackb
+
+from zfabric import messages as m
+from zfabric import wire
+from zfabric.config import Settings
+from zfabric.core import broker as broker_module
+from zfabric.core.broker import BrokerMachine
+from zfabric.core.session import Session
+from zfabric.ids import task_id
+from zfabric.testing.bench import FN, FUNCTION
+
+SETTINGS = Settings()
+EPOCH = 4242
+
+
+class Peer:
+    """The far end of one session, and the connection that it has now."""
+
+    def __init__(self, house: House, token: int, role: str = m.CLIENT, **hello: Any) -> None:
+        self.house = house
+        self.link = b"%d/1" % token
+        self.session = Session(token, settings=SETTINGS, now=house.now)
+        self.heard: list[m.Message] = []
+        self.welcome: m.Welcome | None = None
+        fields = {"name": "", "zfabric": "1", "python": "3.12.1", "host": "host", "pid": token}
+        if role == m.WORKER:
+            fields["slots"] = 1  # type: ignore[assignment]
+        self.hello = m.Hello(role, **{**fields, **hello})
+
+    def greet(self) -> Peer:
+        self.say(self.hello)
+        return self
+
+    def say(self, *messages: m.Message) -> list[m.Message]:
+        """Post these, deliver everything, and return what came back."""
+        for message in messages:
+            self.session.post(message)
+        self.push()
+        return self.house.deliver(self)
+
+    def push(self) -> None:
+        while (frames := self.session.next_frames()) is not None:
+            self.session.sent()
+            self.house.machine.receive(self.link, frames, self.house.now)
+
+    def redial(self) -> bytes:
+        """A new connection; returns the old one."""
+        old, self.link = self.link, self.link + b"x"
+        self.session.reconnected()
+        return old
+
+    @property
+    def number(self) -> int:
+        assert self.welcome is not None
+        return self.welcome.number
+
+
+class House:
+    """A broker, its peers by their connections, and the time."""
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.now = 100.0
+        self.machine = BrokerMachine(
+            epoch=EPOCH, version="1", python="3.12.4", settings=settings, now=self.now
+        )
+        self.peers: dict[int, Peer] = {}
+        self.strangers: list[tuple[bytes, m.Message]] = []
+
+    def peer(self, token: int, role: str = m.CLIENT, **hello: Any) -> Peer:
+        peer = self.peers[token] = Peer(self, token, role, **hello)
+        return peer
+
+    def deliver(self, to: Peer | None = None) -> list[m.Message]:
+        """End the turn; every message goes to where its session is routed."""
+        before = len(to.heard) if to else 0
+        self.machine.turn()
+        replies, self.machine.replies = self.machine.replies, []
+        for link, frames in replies:
+            header, message = wire.decode(frames)
+            for peer in self.peers.values():
+                if peer.link == link and peer.session.token == header.token:
+                    self._hand(peer, header, message)
+                    break
+            else:
+                self.strangers.append((link, message))
+        for record in list(self.machine.dirty):
+            del self.machine.dirty[record]
+            if record.peer is None:
+                continue
+            while (frames := record.session.next_frames()) is not None:
+                record.session.sent()
+                header, message = wire.decode(frames)
+                peer = self.peers[header.token]
+                if peer.link == record.peer:
+                    self._hand(peer, header, message)
+        return to.heard[before:] if to else []
+
+    def _hand(self, peer: Peer, header: wire.Header, message: m.Message) -> None:
+        if isinstance(message, m.Welcome):
+            peer.session.epoch = header.epoch
+            peer.welcome = message
+        if peer.session.receive(header, message, self.now):
+            peer.heard.append(message)
+
+    def pass_time(self, seconds: float, step: float = 0.25, alive: tuple[Peer, ...] = ()) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step
+            for peer in alive:
+                peer.session.tick(self.now)
+                peer.push()
+            assert self.machine.tick(self.now) > self.now
+            self.deliver()
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def submit(peer: Peer, counter: int = 1) -> m.Submit:
+    return m.Submit([FUNCTION], [task_id(peer.number, counter)], [FN], [b"args"])
+
+
+# --- Handshake ----------------------------------------------------------------------------------
+
+
+def test_a_hello_is_welcomed_with_a_number_and_the_epoch(house: House) -> None:
+    client = house.peer(1).greet()
+    worker = house.peer(2, m.WORKER, name="w", slots=4).greet()
+    assert (client.number, worker.number) == (1, 2)
+    assert worker.welcome == m.Welcome(2, "w", "1", SETTINGS.inline_limit, 1.0, 30.0)
+    assert client.session.epoch == EPOCH
+    assert list(house.machine.scheduler.clients) == [1]
+    assert house.machine.scheduler.workers[2].slots == 4
+
+
+def test_a_repeated_hello_is_the_same_session(house: House) -> None:
+    client = house.peer(1).greet()
+    client.greet()
+    assert client.number == 1
+    assert len(house.machine.sessions) == 1
+    assert [type(message) for message in client.heard] == [m.Welcome, m.Welcome]
+
+
+def test_names_are_made_unique_and_come_free_again(house: House) -> None:
+    peers = [house.peer(n, m.WORKER, name="w").greet() for n in (1, 2, 3)]
+    assert [peer.welcome.name for peer in peers if peer.welcome] == ["w", "w-2", "w-3"]
+    peers[1].say(m.Bye())
+    again = house.peer(4, m.WORKER, name="w").greet()
+    assert again.welcome is not None and again.welcome.name == "w-2"
+    nameless = house.peer(5).greet()
+    assert nameless.welcome is not None and nameless.welcome.name == "host-5"
+
+
+@pytest.mark.parametrize("what", ["protocol", "python"])
+def test_what_does_not_fit_is_refused_with_both_sides_in_columns(house: House, what: str) -> None:
+    client = house.peer(1, python="3.11.9" if what == "python" else "3.12.0", zfabric="0.9")
+    frames = wire.encode(client.hello, 1)
+    if what == "protocol":
+        parts = unpackb(frames[0])
+        parts[1] = 99
+        frames[0] = packb(parts)
+    house.machine.receive(client.link, frames, house.now)
+    (refusal,) = house.deliver(client)
+    assert isinstance(refusal, m.Refuse) and refusal.code == "version"
+    lines = refusal.text.splitlines()
+    assert any("broker" in line and "client" in line for line in lines)
+    assert any("3.12.4" in line for line in lines) and any("0.9" in line for line in lines)
+    assert not house.machine.sessions
+
+
+def test_other_patch_levels_of_python_fit(house: House) -> None:
+    assert house.peer(1, python="3.12.0rc1").greet().welcome is not None
+
+
+def test_a_worker_without_slots_or_a_session_without_token(house: House) -> None:
+    for peer in (house.peer(7, m.WORKER, slots=0), house.peer(0)):
+        (refusal,) = peer.say(peer.hello)
+        assert isinstance(refusal, m.Refuse) and refusal.code == "hello"
+
+
+def test_a_broker_that_ran_out_of_numbers(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "MAX_SESSION", 1)
+    house.peer(1).greet()
+    late = house.peer(2)
+    (refusal,) = late.say(late.hello)
+    assert isinstance(refusal, m.Refuse) and refusal.code == "full"
+
+
+# --- Strangers ----------------------------------------------------------------------------------
+
+
+def test_a_session_that_the_broker_does_not_know_is_told_so_once_per_beat(house: House) -> None:
+    ghost = house.peer(9)
+    for _ in range(5):
+        ghost.say(m.Beat(0))
+    assert [message.code for message in ghost.heard if isinstance(message, m.Refuse)] == ["unknown"]
+    house.now += SETTINGS.beat_s
+    assert len(ghost.say(m.Beat(0))) == 1
+
+
+def test_a_session_of_an_earlier_broker(house: House) -> None:
+    client = house.peer(1).greet()
+    client.session.epoch = EPOCH - 1
+    (refusal,) = client.say(m.Release([1]))
+    assert isinstance(refusal, m.Refuse) and refusal.code == "unknown"
+
+
+def test_two_brokers_do_not_refuse_each_other_for_ever(house: House) -> None:
+    frames = wire.encode(m.Refuse("unknown", ""), 5, 6)
+    house.machine.receive(b"other", frames, house.now)
+    house.deliver()
+    assert not house.strangers
+
+
+def test_garbage_is_counted_and_answered_with_nothing(house: House) -> None:
+    client = house.peer(1).greet()
+    for frames in ([b"GET / HTTP/1.1"], [b"", b""], [b"\xc1"] * 3, [bytes(100), b""]):
+        house.machine.receive(b"somebody", frames, house.now)
+    house.deliver()
+    assert not house.strangers
+    assert sum(n for key, n in house.machine.counts.items() if key.startswith("bad:")) == 4
+    assert house.machine.info(house.now)["errors"]["bad:frame-count"] == 1
+    assert client.say(m.Ask(1, "info")) != []
+
+
+def test_who_breaks_the_protocol_is_put_out_and_nobody_else_is(house: House) -> None:
+    good, bad = house.peer(1).greet(), house.peer(2).greet()
+    worker = house.peer(3, m.WORKER).greet()
+    bad.say(submit(bad))
+    (refusal,) = bad.say(m.Submit([], [task_id(bad.number, 2)], [999], [b""]))
+    assert isinstance(refusal, m.Refuse) and refusal.code == "protocol"
+    assert house.machine.counts["bad:submit"] == 1
+    assert list(house.machine.scheduler.clients) == [good.number]
+    assert not house.machine.scheduler.tasks
+    assert good.say(submit(good)) == []
+    assert [type(message) for message in worker.heard[1:]][-1] is m.Run
+
+
+def test_replies_to_strangers_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "MAX_REPLIES", 10)
+    monkeypatch.setattr(broker_module, "REFUSALS_KEPT", 5)
+    for n in range(100):
+        frames = wire.encode(m.Beat(0), n + 1, EPOCH)
+        house.machine.receive(b"%d" % n, frames, house.now)
+    assert len(house.machine.replies) == 10
+    assert len(house.machine._refused) == 5
+
+
+# --- Routes -------------------------------------------------------------------------------------
+
+
+def test_after_a_redial_everything_unacked_goes_out_by_the_new_connection(house: House) -> None:
+    client = house.peer(1).greet()
+    worker = house.peer(2, m.WORKER).greet()
+    old, client.link = client.link, b"lost"  # what is sent from now on does not arrive
+    client.session.post(submit(client))
+    frames = client.session.next_frames()
+    assert frames is not None
+    client.session.sent()
+    house.machine.receive(old, frames, house.now)
+    house.deliver()
+    (run,) = worker.heard[1:]
+    assert isinstance(run, m.Run)
+    worker.say(m.Done(run.ids, run.attempts, b"\0", [b"value"], 2))
+    assert len(client.heard) == 1
+    client.link = old
+    client.redial()
+    house.machine.gone(old, house.now)
+    assert [type(message) for message in client.say()] == [m.Results]
+    assert house.machine.counts["reconnects"] == 1
+
+
+@pytest.mark.parametrize("gone_first", [False, True])
+def test_late_messages_of_a_left_connection_do_not_take_the_session_back(
+    house: House, gone_first: bool
+) -> None:
+    """A listener may read the first messages of a new connection before the last of the old."""
+    worker = house.peer(1, m.WORKER).greet()
+    left = worker.session
+    left.post(m.Holds([]))
+    late = left.next_frames()
+    assert late is not None
+    left.sent()
+    old = worker.redial()
+    worker.say()
+    record = house.machine.sessions[1]
+    if not gone_first:
+        house.machine.receive(old, late, house.now)
+        assert record.peer == worker.link
+    house.machine.gone(old, house.now)
+    house.pass_time(SETTINGS.grace_s * 3)
+    assert 1 in house.machine.sessions
+    assert record.peer == worker.link
+    assert list(house.machine.routes) == [worker.link]
+
+
+def test_a_connection_that_lived_shortly_between_two_others(house: House) -> None:
+    """Its only message is read last, so it looks like the newest; then it is gone."""
+    worker = house.peer(1, m.WORKER).greet()
+    first = worker.redial()
+    between = worker.session.next_frames()
+    assert between is not None
+    second = worker.redial()
+    worker.say()
+    house.machine.receive(second, between, house.now)
+    house.machine.gone(first, house.now)
+    house.machine.gone(second, house.now)
+    house.pass_time(SETTINGS.grace_s * 3)
+    assert house.machine.sessions[1].peer == worker.link
+
+
+def test_a_broken_connection_ends_the_session_after_the_grace(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    client.say(submit(client))
+    house.machine.gone(worker.link, house.now)
+    house.pass_time(SETTINGS.grace_s / 2, 0.05, alive=(client,))
+    assert house.machine.scheduler.workers[worker.number].suspect
+    house.pass_time(SETTINGS.grace_s, 0.05, alive=(client,))
+    assert not house.machine.scheduler.workers
+    assert house.machine.scheduler.info()["tasks"]["ready"] == 1
+    assert house.machine.by_number.keys() == {client.number}
+    assert set(house.machine.routes) == {client.link}
+    house.machine.gone(b"never seen", house.now)
+
+
+def test_a_connection_that_carries_a_second_session_stays_with_it(house: House) -> None:
+    first = house.peer(1).greet()
+    second = house.peer(2)
+    second.link = first.link
+    second.greet()
+    first.say(m.Bye())
+    assert house.machine.routes[second.link] is house.machine.sessions[2]
+    house.machine.gone(second.link, house.now)
+    house.pass_time(1.0)
+    assert not house.machine.sessions
+
+
+# --- Silence ------------------------------------------------------------------------------------
+
+
+def test_silence_makes_a_worker_suspect_and_then_dead(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    house.pass_time(SETTINGS.suspect_s - 1, alive=(client,))
+    assert not house.machine.scheduler.workers[worker.number].suspect
+    house.pass_time(2, alive=(client,))
+    assert house.machine.scheduler.workers[worker.number].suspect
+    worker.session.tick(house.now)
+    worker.say()
+    assert not house.machine.scheduler.workers[worker.number].suspect
+    house.pass_time(SETTINGS.dead_s + 1, alive=(client,))
+    assert list(house.machine.by_number) == [client.number]
+
+
+def test_silence_while_the_broker_slept_proves_nothing(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    house.pass_time(2, alive=(client, worker))
+    house.now += 1000.0
+    house.machine.tick(house.now)
+    assert len(house.machine.sessions) == 2
+    house.pass_time(2, alive=(client, worker))
+    assert not house.machine.scheduler.workers[worker.number].suspect
+
+
+def test_a_stop_does_not_use_up_the_grace(house: House) -> None:
+    worker = house.peer(1, m.WORKER).greet()
+    house.machine.tick(house.now)
+    house.machine.gone(worker.link, house.now)
+    house.now += 100.0
+    house.machine.tick(house.now)
+    assert house.machine.sessions
+    house.pass_time(SETTINGS.grace_s + 0.3)
+    assert not house.machine.sessions
+
+
+def test_a_beat_tells_the_load(house: House) -> None:
+    worker = house.peer(1, m.WORKER).greet()
+    worker.session.load = (1, 2, 3, 4, 5, 6)
+    worker.session.tick(house.now + 5)
+    worker.say()
+    (info,) = house.machine.info(house.now)["workers"]
+    assert (info["bytes"], info["memory"]) == (5, 6)
+
+
+# --- The rest -----------------------------------------------------------------------------------
+
+
+def test_a_good_bye_ends_a_session_at_once(house: House) -> None:
+    client = house.peer(1).greet()
+    client.say(submit(client), m.Bye("closed"))
+    assert not house.machine.sessions and not house.machine.scheduler.tasks
+    assert not house.machine.routes and not house.machine.dirty
+    (refusal,) = client.say(m.Release([1]))
+    assert isinstance(refusal, m.Refuse) and refusal.code == "unknown"
+
+
+def test_relays_are_passed_on_unread(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    client.say(m.Relay(worker.number, (b"any", b"thing")))
+    assert worker.heard[-1] == m.Relay(client.number, (b"any", b"thing"))
+    assert client.say(m.Relay(77, (b"nobody",))) == []
+    house.machine.gone(worker.link, house.now)
+    before = len(worker.heard)
+    client.say(m.Relay(worker.number, (b"lost",)))
+    assert len(worker.heard) == before
+
+
+def test_info(house: House) -> None:
+    client = house.peer(1).greet()
+    house.peer(2, m.WORKER, name="w").greet()
+    house.now += 3
+    (answer,) = client.say(m.Ask(17, "info"))
+    assert isinstance(answer, m.Answer) and answer.request == 17
+    info = unpackb(answer.payload)
+    assert info["workers"][0]["name"] == "w"
+    assert info["workers"][0]["silent_s"] == 3.0
+    assert (info["clients"], info["uptime_s"], info["version"]) == (1, 3.0, "1")
+
+
+def test_a_broker_that_stops_says_so(house: House) -> None:
+    client = house.peer(1).greet()
+    house.machine.close("maintenance")
+    (refusal,) = house.deliver(client)
+    assert refusal == m.Refuse("closing", "maintenance")
