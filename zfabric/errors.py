@@ -163,7 +163,7 @@ class Unserialisable(CodecError, TypeError):
 class TaskError(ZFabricError):
     """A task ended without a value."""
 
-    _fields = ("message", "key")
+    _fields: tuple[str, ...] = ("message", "key")
 
     def __init__(self, message: str = "", key: str = "") -> None:
         super().__init__(message)
@@ -173,7 +173,7 @@ class TaskError(ZFabricError):
 class TaskFailed(TaskError):
     """The task raised an exception that cannot be rebuilt here; its texts are all we have."""
 
-    _fields = ("message", "key", "type_name", "traceback")
+    _fields: tuple[str, ...] = ("message", "key", "type_name", "traceback")
 
     def __init__(
         self, message: str = "", key: str = "", type_name: str = "", traceback: str = ""
@@ -190,7 +190,7 @@ class TaskCancelled(TaskError, CancelledError):
 class KilledTask(TaskError):
     """The task killed its process on every try. `attempts` tells of each, oldest first."""
 
-    _fields = ("message", "key", "attempts")
+    _fields: tuple[str, ...] = ("message", "key", "attempts")
 
     def __init__(self, message: str = "", key: str = "", attempts: Sequence[str] = ()) -> None:
         super().__init__(message, key)

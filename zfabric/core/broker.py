@@ -386,7 +386,7 @@ def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> Worker
         name,
         hello.slots,
         threads=hello.threads,
-        resources=hello.resources,
+        resources=dict(hello.resources),
         data_address=hello.data_address,
         host=hello.host,
         pid=hello.pid,

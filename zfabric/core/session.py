@@ -52,6 +52,8 @@ class Session:
         "_nacked",
         "_outbox",
         "_settings",
+        "_starts",
+        "_starts_epoch",
         "acked",
         "duplicates",
         "epoch",
@@ -83,6 +85,9 @@ class Session:
         """How many of the outbox's messages have been put on the wire."""
         self._control: deque[Body] = deque(maxlen=MAX_CONTROL)
         self._from_control = False
+        self._starts: dict[int, bytes] = {}
+        """The parts of headers that stay the same, by kind, for this epoch:"""
+        self._starts_epoch = epoch
         self._ack_told = 0
         self._nacked = 0
         """The gap that was complained of last, so that each is named once per beat."""
@@ -93,7 +98,7 @@ class Session:
     def post(self, message: Message) -> int:
         """Queue a message; returns its number, 0 for one that is not sequenced."""
         body = wire.encode_body(message)
-        if not wire.is_sequenced(message):
+        if not body.sequenced:
             self._control.append(body)
             return 0
         self._outbox.append(body)
@@ -104,16 +109,23 @@ class Session:
         """The next message due on the wire; None when there is none or the window is full."""
         if self._control:
             self._from_control = True
-            kind, frames, _ = self._control[0]
+            body = self._control[0]
             seq = 0
         else:
             cursor = self._cursor
             if cursor >= len(self._outbox) or cursor >= self._settings.window:
                 return None
             self._from_control = False
-            kind, frames, _ = self._outbox[cursor]
+            body = self._outbox[cursor]
             seq = self.acked + cursor + 1
-        return [wire.encode_header(kind, self.token, self.epoch, seq, self.received), *frames]
+        starts = self._starts
+        if self._starts_epoch != self.epoch:
+            self._starts_epoch = self.epoch
+            starts.clear()
+        start = starts.get(body.kind)
+        if start is None:
+            start = starts[body.kind] = wire.header_start(body.kind, self.token, self.epoch)
+        return [start + wire.header_end(seq, self.received), *body.frames]
 
     def sent(self) -> None:
         """The transport took what next_frames() gave."""

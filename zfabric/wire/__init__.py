@@ -5,7 +5,7 @@ bytes untouched. `docs/protocol.md` shows the layouts.
 """
 
 from zfabric.wire.coding import Body, decode, encode, encode_body, encode_header, is_sequenced
-from zfabric.wire.header import MAX_FRAMES, PROTOCOL, Header
+from zfabric.wire.header import MAX_FRAMES, PROTOCOL, Header, header_end, header_start
 
 __all__ = [
     "MAX_FRAMES",
@@ -16,5 +16,7 @@ __all__ = [
     "encode",
     "encode_body",
     "encode_header",
+    "header_end",
+    "header_start",
     "is_sequenced",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from msgpack import packb, unpackb
+from msgpack import Packer, unpackb
 
 from zfabric import messages as m
 from zfabric.errors import LocalProtocolError, RemoteProtocolError
@@ -46,6 +46,12 @@ class Body(NamedTuple):
     kind: int
     frames: list[Frame]
     nbytes: int
+    sequenced: bool
+
+
+_pack: Callable[[Any], bytes] = Packer().pack
+"""One packer for all: making one costs more than packing a row with it. It runs no Python code
+while it packs, so threads cannot get in each other's way."""
 
 
 class _Kind(NamedTuple):
@@ -58,16 +64,19 @@ class _Kind(NamedTuple):
 
 def encode_body(message: m.Message) -> Body:
     """Everything behind the header. Raises LocalProtocolError when a field cannot be packed."""
-    kind, pack = _PACKERS[type(message)]
+    entry = _PACKERS[type(message)]
     try:
-        frames: list[Frame] = [packb(pack(message))]
+        packed = _pack(entry.pack(message))
     except (TypeError, ValueError, OverflowError) as exc:
         raise LocalProtocolError(f"cannot pack {type(message).__name__}: {exc}") from exc
+    if not entry.bulk:
+        return Body(entry.number, [packed], len(packed), entry.sequenced)
+    frames: list[Frame] = [packed]
     if isinstance(message, (m.Chunk, m.Put)):
         frames.append(message.data)
     elif isinstance(message, m.Relay):
         frames.extend(message.frames)
-    return Body(kind, frames, sum(map(len, frames)))
+    return Body(entry.number, frames, sum(map(len, frames)), entry.sequenced)
 
 
 def encode(
@@ -338,7 +347,7 @@ _KINDS: dict[int, _Kind] = {
             x.depth,
             x.slots,
             x.threads,
-            x.resources,
+            dict(x.resources),
             x.data_address,
         ),
         _read_hello,
@@ -431,5 +440,18 @@ _KINDS: dict[int, _Kind] = {
     52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
 }
 
-_PACKERS = {entry.message: (number, entry.pack) for number, entry in _KINDS.items()}
+
+class _Packing(NamedTuple):
+    number: int
+    pack: Callable[[Any], Any]
+    sequenced: bool
+    bulk: bool
+
+
+_PACKERS = {
+    entry.message: _Packing(
+        number, entry.pack, entry.sequenced, entry.message in (m.Chunk, m.Put, m.Relay)
+    )
+    for number, entry in _KINDS.items()
+}
 _SEQUENCED = frozenset(entry.message for entry in _KINDS.values() if entry.sequenced)

@@ -1,8 +1,8 @@
 """Parts of bodies ⇄ msgpack: columns of integers, and checks that hold a peer to the layout.
 
 A column of ids is one msgpack bin of little-endian 64-bit integers: packed and unpacked at
-30 ns per entry, and checked by its length alone. A check raises `Malformed`, which `coding`
-turns into a counted RemoteProtocolError.
+30 ns per entry, and checked by its length alone. A column of one is just that integer. A check
+raises `Malformed`, which `coding` turns into a counted RemoteProtocolError.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from typing import Any
 
 from zfabric.messages import DEFAULT_OPTIONS, INLINE, LOCAL, REMOTE, Dependency, TaskOptions
 
+_ONLY_BYTES = {bytes}
 _BIG_ENDIAN = sys.byteorder == "big"
 _MAX_I32 = 1 << 31
+_MAX_U64 = (1 << 64) - 1
 
 
 class Malformed(Exception):
     """A field is not what the layout says; the text names it."""
 
 
-def pack_ids(ids: Sequence[int]) -> bytes:
+def pack_ids(ids: Sequence[int]) -> bytes | int:
     """A column of unsigned 64-bit integers."""
+    if len(ids) == 1 and type(ids[0]) is int and 0 <= ids[0] <= _MAX_U64:
+        return ids[0]
     column = array("Q", ids)
     if _BIG_ENDIAN:
         column.byteswap()
@@ -31,6 +35,8 @@ def pack_ids(ids: Sequence[int]) -> bytes:
 
 
 def read_ids(value: object) -> list[int]:
+    if type(value) is int and value >= 0:
+        return [value]
     if type(value) is not bytes or len(value) & 7:
         raise Malformed("a column of ids is not a multiple of 8 bytes")
     if _BIG_ENDIAN:
@@ -74,7 +80,10 @@ def read_blobs(value: object, n: int) -> list[bytes]:
     """A column of n byte strings."""
     if type(value) is not list or len(value) != n:
         raise Malformed("a column has another length than its ids")
-    if n and set(map(type, value)) != {bytes}:
+    if n == 1:
+        if type(value[0]) is not bytes:
+            raise Malformed("a column of byte strings holds something else")
+    elif n and set(map(type, value)) != _ONLY_BYTES:
         raise Malformed("a column of byte strings holds something else")
     return value
 
@@ -90,6 +99,8 @@ def read_int_list(value: object, most: int = (1 << 64) - 1) -> list[int]:
 
 def read_functions(value: object) -> list[tuple[int, str, bytes]]:
     """[[function id, name, blob], ...]"""
+    if value == []:
+        return []
     functions = []
     for entry in read_list(value):
         if type(entry) is not list or len(entry) != 3:
@@ -102,6 +113,8 @@ def read_functions(value: object) -> list[tuple[int, str, bytes]]:
 
 def read_row_ids(value: object, n: int) -> list[tuple[int, list[int]]]:
     """[[row, [id, ...]], ...] with ascending rows below n."""
+    if value == []:
+        return []
     return [(row, read_int_list(rest)) for row, rest in _sparse(value, n)]
 
 
@@ -119,6 +132,8 @@ def pack_options(options: Sequence[tuple[int, TaskOptions]]) -> list[Any]:
 
 
 def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
+    if value == []:
+        return []
     options = []
     for row, parts in _sparse(value, n):
         if type(parts) is not list or len(parts) != 5:
@@ -146,6 +161,8 @@ _DEFAULT_PARTS: list[Any] = [0, 0, {}, [], ""]
 
 def read_dependencies(value: object, n: int) -> list[tuple[int, list[Dependency]]]:
     """[[row, [[id, INLINE | LOCAL | REMOTE, data], ...]], ...]"""
+    if value == []:
+        return []
     found = []
     for row, entries in _sparse(value, n):
         dependencies: list[Dependency] = []

@@ -8,6 +8,7 @@ tell each other why they do not talk.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import NamedTuple
 
 from msgpack import packb, unpackb
@@ -26,7 +27,7 @@ MAX_HEADER = 64
 MAX_FRAMES = 8
 """Frames per message: header, body, and what a Relay carries."""
 
-MAX_U64 = (1 << 64) - 1
+_ONLY_INT = {int}
 
 
 class Header(NamedTuple):
@@ -44,10 +45,25 @@ class Header(NamedTuple):
     version: int = PROTOCOL
 
 
+_SEQ_AND_ACK = Struct(">BQBQ")
+_UINT64 = 0xCF
+"""msgpack's mark of an unsigned 64-bit integer."""
+
+
+def header_start(kind: int, token: int, epoch: int) -> bytes:
+    """What all headers of a session's messages of one kind begin with."""
+    parts: bytes = packb((MAGIC, PROTOCOL, kind, token, epoch))
+    return bytes([parts[0] + 2]) + parts[1:]  # an array of two more
+
+
+def header_end(seq: int, ack: int) -> bytes:
+    """The rest of a header."""
+    return _SEQ_AND_ACK.pack(_UINT64, seq, _UINT64, ack)
+
+
 def encode_header(kind: int, token: int, epoch: int, seq: int, ack: int) -> bytes:
     """The header's frame, in this protocol version."""
-    frame: bytes = packb((MAGIC, PROTOCOL, kind, token, epoch, seq, ack))
-    return frame
+    return header_start(kind, token, epoch) + header_end(seq, ack)
 
 
 def decode_header(frame: bytes) -> Header:
@@ -60,8 +76,7 @@ def decode_header(frame: bytes) -> Header:
         raise RemoteProtocolError("header-garbage", str(exc)) from None
     if type(parts) is not list or len(parts) != 7 or parts[0] != MAGIC:
         raise RemoteProtocolError("magic", "not a message of zfabric")
-    for part in parts:
-        if type(part) is not int or not 0 <= part <= MAX_U64:
-            raise RemoteProtocolError("header-field", "a header field is not an unsigned integer")
+    if set(map(type, parts)) != _ONLY_INT or min(parts) < 0:
+        raise RemoteProtocolError("header-field", "a header field is not an unsigned integer")
     _, version, kind, token, epoch, seq, ack = parts
     return Header(kind, token, epoch, seq, ack, version)
