@@ -260,6 +260,8 @@ channel = connect(listener.address)
 poller = Poller(); poller.add(channel)
 while not channel.send([b"x"]):
     poller.wait(1.0); channel.recv()
+for _ in range(50):  # sent without a copy, and most of it still here at the end
+    channel.send([bytes(1_000_000)])
 del poller
 kept = [{left_open}]
 for endpoint in (channel, listener):

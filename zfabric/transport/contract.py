@@ -123,9 +123,10 @@ class Channel(Endpoint):
     def send(self, frames: Sequence[Buffer]) -> bool:
         """Hand one message over for the listener; never blocks. Frames as in Listener.send.
 
-        True: taken, as a whole; whether it arrives is unknown. False: full, or not connected now;
-        nothing was sent (a Poller reports the channel when it becomes connected). Raises
-        ChannelClosed after close; FrameTooLarge, ValueError: nothing was sent.
+        True: taken, as a whole; whether it arrives is unknown. False: full, or not connected now,
+        or connected again while `recv` has yet to give `[]`; nothing was sent. (A Poller reports
+        the channel when it becomes connected.) Raises ChannelClosed after close; FrameTooLarge,
+        ValueError: nothing was sent.
         """
 
     @abstractmethod
@@ -133,8 +134,8 @@ class Channel(Endpoint):
         """The next message's frames; None: nothing now; never blocks.
 
         `[]` says that the connection was lost: what was sent last may not have arrived, and what
-        the listener sent last will not arrive. Frames as in Listener.recv. Raises ChannelClosed
-        after close.
+        the listener sent last will not arrive. What `send` takes from then on goes over a new
+        connection. Frames as in Listener.recv. Raises ChannelClosed after close.
         """
 
 

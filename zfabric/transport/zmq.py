@@ -390,6 +390,7 @@ class ZmqChannel(_Base, Channel):
         super().__init__(address, DIALLING, options, UP | DOWN)
         self._up = False
         self._lost = False
+        self._clear = False  # up, and nobody has yet to hear that it was not
         try:
             if self._inproc:
                 self._dial()
@@ -416,7 +417,7 @@ class ZmqChannel(_Base, Channel):
                 simple = False
         if not simple or not frames or not frames[0] or len(frames) > self._max_frames:
             frames, simple = self._checked(frames), False
-        if self._inproc and not self._dial() and not self._closed:
+        if not self._clear and not self._is_clear():
             return False
         send = self._send
         last = len(frames) - 1
@@ -439,6 +440,21 @@ class ZmqChannel(_Base, Channel):
         except zmq.ZMQError as exc:
             raise self._failed(exc) from exc
         return True
+
+    def _is_clear(self) -> bool:
+        """Whether what is sent now goes over a connection that the caller knows of.
+
+        libzmq tells of a broken connection before it takes down the pipe to it, and what is sent
+        in between is lost after the caller was told `[]`. So after that we wait for the next
+        connection's handshake; and when that was quick, for the caller to take the `[]` first.
+        """
+        if self._closed:
+            return True  # and let the socket say so
+        if self._inproc:
+            self._clear = self._dial()
+        else:
+            self._read_monitor()
+        return self._clear
 
     def _swallow(self, frames: Sequence[Buffer]) -> None:
         """The connection broke between two frames: libzmq took back what it had of the message
@@ -466,6 +482,7 @@ class ZmqChannel(_Base, Channel):
             except zmq.Again:
                 if lost:
                     self._lost = False
+                    self._clear = self._up
                     return []
                 if self._stirred or self._is_time_to_look():
                     self._read_monitor()
@@ -482,7 +499,7 @@ class ZmqChannel(_Base, Channel):
                 return frames[1:]
             if self._inproc:
                 self._socket.disconnect(self.address)
-                self._up = False
+                self._up = self._clear = False
                 return []
 
     def _read_monitor(self) -> None:
@@ -495,6 +512,7 @@ class ZmqChannel(_Base, Channel):
             elif self._up:  # a dial that failed in its handshake was never up
                 self._up = False
                 self._lost = True
+        self._clear = self._up and not self._lost
 
     def idle_s(self) -> float | None:
         if self._lost:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import zmq
+import zmq.utils.garbage
 
 from zfabric.config import DEFAULTS
 from zfabric.errors import ConfigError, TransportError
@@ -79,16 +80,30 @@ def allow_linger(linger_s: float) -> None:
 
 def _at_exit() -> None:
     """End the context, so that messages with a linger still leave; never hang for it."""
-    if _context is None:
-        return
-    _abandoned.append(_context)  # whatever happens below, no destructor waits for open sockets
-    if len(live):
-        # Another thread may be inside one of them, and closing it from here would abort the
-        # process; ending the context would wait for ever. The kernel closes them in a moment.
-        return
-    thread = threading.Thread(target=_context.term, daemon=True, name="zfabric-zmq-term")
+    if _context is not None:
+        _abandoned.append(_context)  # whatever happens below, no destructor waits for open sockets
+        # While endpoints are open, another thread may be inside one: closing it from here would
+        # abort the process, and the context would wait for ever. The kernel closes them soon.
+        ended = not len(live) and _ends_in_time(_context)
+        if not ended:
+            _keep_for_good(_collector)
+            return
+    if _stop_collector is not None:
+        _stop_collector()
+
+
+def _ends_in_time(context: zmq.Context[zmq.Socket[bytes]]) -> bool:
+    thread = threading.Thread(target=context.term, daemon=True, name="zfabric-zmq-term")
     thread.start()
     thread.join(_longest_linger_s + 1.0)
+    return not thread.is_alive()
+
+
+def _keep_for_good(thing: object) -> None:
+    """Never free it, not even when the interpreter clears its modules."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _after_fork() -> None:
@@ -103,6 +118,14 @@ def _after_fork() -> None:
     live.clear()
 
 
+# pyzmq's collector holds the frames that are sent without a copy; libzmq's I/O thread reports to it
+# when it is done with one. At exit pyzmq stops it, and when that comes before the last frame has
+# left, the I/O thread reports to a closed socket and the process dies by SIGSEGV or SIGABRT. So we
+# stop it ourselves, after our context ended; or never, with the frames it holds, if that did not.
+_collector = zmq.utils.garbage.gc
+_stop_collector = getattr(_collector, "_atexit", None)
+if _stop_collector is not None:
+    atexit.unregister(_stop_collector)
 atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)
 
