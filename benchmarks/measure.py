@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -88,6 +90,26 @@ class Results:
         for series in self._series.values():
             rows.setdefault((series.workload, series.metric), []).append(series)
         return rows
+
+
+class Overdue(Exception):
+    """A measurement took much longer than it should; the peer may hang."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raises Overdue in the main thread when the block takes longer. Not to be nested."""
+
+    def ring(number: int, frame: object) -> None:
+        raise Overdue(f"no end after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def quantile(sorted_values: Sequence[float], q: float) -> float:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.measure import Results, environment
+from benchmarks.measure import Results, deadline, environment
 from benchmarks.tasks import memory, startup, targets, workloads, zero_worker
 from benchmarks.tasks.peers import PEERS, Peer
 
@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
 def _one_round(peer: Peer, results: Results, sizes: workloads.Sizes, slots: int) -> None:
     startup.run(peer, results, slots)
     try:
-        peer.start(slots)
+        with deadline(120):
+            peer.start(slots)
     except Exception as error:
         results.fail(peer.name, "start", error)
         return
@@ -64,10 +65,15 @@ def _one_round(peer: Peer, results: Results, sizes: workloads.Sizes, slots: int)
     except Exception as error:
         results.fail(peer.name, "warm-up", error)
     finally:
-        peer.stop()
+        try:
+            with deadline(60):
+                peer.stop()
+        except Exception as error:
+            results.fail(peer.name, "stop", error)
     if peer.name == "zfabric":
-        memory.run(results, sizes.small, slots)
-        zero_worker.run(results, sizes.map)
+        with deadline(300):
+            memory.run(results, sizes.small, slots)
+            zero_worker.run(results, sizes.map)
 
 
 def _chosen(names: str, ours: bool) -> tuple[list[Peer], list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
-from benchmarks.measure import Results, quantile
+from benchmarks.measure import Results, deadline, quantile
 from benchmarks.tasks import functions
 from benchmarks.tasks.peers import Peer
 
@@ -28,16 +28,21 @@ class Sizes:
     """A peer does as many tasks of one workload as it is expected to manage in this time."""
 
 
+PATIENCE = 5
+"""A workload is given up after this many budgets: its peer hangs, or the warm-up misled."""
+
 QUICK = Sizes(map=5_000, calls=200, links=200, leaves=512, small=5_000, budget_s=3.0)
 
 
 def run(peer: Peer, results: Results, sizes: Sizes) -> None:
     """One round of all workloads on a started peer; a workload that fails is noted, not fatal."""
-    rate, latency_s = warm_up(peer)
+    with deadline(120):
+        rate, latency_s = warm_up(peer)
     for workload in (_map, _latency, _chain, _tree, _small):
         try:
             gc.collect()  # what the workload before left behind is not this one's to pay
-            workload(peer, results, sizes, rate, latency_s)
+            with deadline(sizes.budget_s * PATIENCE + 30):
+                workload(peer, results, sizes, rate, latency_s)
         except Exception as error:
             results.fail(peer.name, workload.__name__.strip("_"), error)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from benchmarks import report
-from benchmarks.measure import Results, environment, quantile
+from benchmarks.measure import Overdue, Results, deadline, environment, quantile
 from benchmarks.tasks import targets, workloads
 from benchmarks.tasks.peers import PEERS, Pool
 
@@ -94,6 +95,15 @@ def test_sizes_fit_the_budget() -> None:
     assert workloads.fitting(1000, 10_000) == 1000
     assert workloads.fitting(1000, 0.1) == 50
     assert workloads.fitting(20, 0.1) == 20
+
+
+def test_a_peer_that_hangs_is_given_up() -> None:
+    def hang() -> None:
+        with deadline(0.05):
+            threading.Event().wait(60)
+
+    with pytest.raises(Overdue):
+        hang()
 
 
 def test_a_missing_peer_names_its_install_line() -> None:
