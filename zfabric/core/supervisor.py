@@ -83,15 +83,29 @@ saves is nothing, and the place that it takes is something."""
 MAX_SPARES = 2
 """Parked slots kept for the next time that a parent waits."""
 
+CREDIT_S = 0.02
+"""Between two looks whether the credit that was told last is still about right."""
+
 MAX_FAILED_STARTS = 3
 
 RETRY_START_S = 0.2
 
 
 class Supervisor:
-    """See above.  failure: why no slot can be started, once that is certain, else ""."""
+    """See above.
 
-    def __init__(self, n_slots: int, *, settings: Settings = DEFAULTS, now: float) -> None:
+    n_slots: rows that run at a time.  start_at: when to start the first slots; default: now.
+    failure: why no slot can be started, once that is certain, else "".
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        *,
+        settings: Settings = DEFAULTS,
+        now: float,
+        start_at: float | None = None,
+    ) -> None:
         self._settings = settings
         self._n_slots = n_slots
         self._pace = Pace(settings.lookahead_s, settings.max_rows)
@@ -112,9 +126,11 @@ class Supervisor:
         self._unacked: deque[tuple[int, Sequence[int]]] = deque()
 
         self._slots: dict[int, SlotRecord] = {}
+        self._slots_changed = True
+        """Whether there may be too few or too many of them."""
         self._last_slot = 0
         self._failed_starts = 0
-        self._start_at = now
+        self._start_at = now if start_at is None else start_at
 
         self._effects: list[Effect] = []
         self._done: tuple[list[int], list[int], bytearray, list[bytes]] = ([], [], bytearray(), [])
@@ -122,7 +138,8 @@ class Supervisor:
         self._missing: list[int] = []
         self._copied: list[int] = []
         self._credit_told = self._pace.credit(n_slots, ())
-        self._blocked_told = 0
+        self._credit_at = now
+        self._blocked_changed = False
 
     # --- what the broker says -----------------------------------------------------------------
 
@@ -260,6 +277,7 @@ class Supervisor:
         slot = self._slots[number]
         slot.started = True
         slot.quiet_since = now
+        self._slots_changed = True
         self._failed_starts = 0
 
     def slot_done(
@@ -279,6 +297,8 @@ class Supervisor:
         slot.nbytes *= 1.0 - n_rows / len(sent)
         slot.quiet_since = now
         slot.peeked = False
+        if slot.parked:
+            self._slots_changed = True
         rows, waiters, inline, next_entry = self._rows, self._waiters, self._inline, sent.popleft
         ids, attempts, outcomes, blobs = self._done
         for status, payload in zip(statuses, payloads, strict=True):
@@ -328,6 +348,7 @@ class Supervisor:
 
     def _put_back(self, slot: SlotRecord, entries: list[Entry]) -> None:
         """Entries that a slot will not run, last one first, are in line again, in front."""
+        recalled: list[Entry] = []
         for entry in entries:
             slot.nbytes = max(0.0, slot.nbytes - len(entry[3]))
             id_ = entry[0]
@@ -337,9 +358,11 @@ class Supervisor:
                 entry[4].sent = False
             if id_ in self._recalled:
                 self._recalled.discard(id_)
-                self._give_back(entry)
+                recalled.append(entry)
             else:
                 self._unsend(entry)
+        for entry in reversed(recalled):
+            self._give_back(entry)
         for entry in slot.followers:
             if not entry[4].sent:
                 entry[4].home, entry[4].near = NOWHERE, 0
@@ -368,6 +391,7 @@ class Supervisor:
         text: how it died.  running: its first row had begun: that row is blamed, and no other.
         """
         slot = self._slots.pop(number)
+        self._slots_changed = True
         if not slot.started:
             self._failed_starts += 1
             self._start_at = now + RETRY_START_S * self._failed_starts
@@ -394,12 +418,21 @@ class Supervisor:
         """The slot's row waits for other rows; it needs no processor meanwhile."""
         slot = self._slots[number]
         slot.blocked = True
+        self._tell_blocked()
+        self._slots_changed = True
         if len(slot.sent) > 1:
             self._effects.append(TakeBack(number, len(slot.sent) - 1))
 
     def slot_unblocked(self, number: int) -> None:
         """The slot's row goes on."""
         self._slots[number].blocked = False
+        self._tell_blocked()
+        self._slots_changed = True
+
+    def _tell_blocked(self) -> None:
+        """The broker must hear of it even if no row ends: a row that waits needs another one."""
+        self._blocked_changed = True
+        self._credit_at = 0.0
 
     # --- what the store says ------------------------------------------------------------------
 
@@ -458,7 +491,9 @@ class Supervisor:
                     ended.append(entry[0])
 
     def _give_back(self, entry: Entry) -> None:
-        """The broker gets a row back that has not begun."""
+        """The broker gets a row back that has not begun, unless that vanished with another."""
+        if self._rows.get(entry[0]) is not entry:
+            return
         del self._rows[entry[0]]
         self._returned[0].append(entry[0])
         self._returned[1].append(entry[1])
@@ -468,7 +503,8 @@ class Supervisor:
 
     def effects(self, now: float) -> list[Effect]:
         """What to do, in this order. Call again after performing it, until there is nothing."""
-        self._keep_enough_slots(now)
+        if self._slots_changed:
+            self._keep_enough_slots(now)
         if self._ready or self._waiters:
             self._assign(now)
         if not self._ready:
@@ -497,6 +533,7 @@ class Supervisor:
     def _keep_enough_slots(self, now: float) -> None:
         """As many slots that are not blocked as asked for: start, unpark, park, stop."""
         slots = self._slots
+        self._slots_changed = False
         missing = self._n_slots - self._n_active()
         while missing > 0:
             missing -= 1
@@ -507,6 +544,8 @@ class Supervisor:
                 self._last_slot += 1
                 slots[self._last_slot] = SlotRecord(self._last_slot, now)
                 self._effects.append(StartSlot(self._last_slot))
+            else:
+                self._slots_changed = True
         while missing < 0:
             missing += 1
             active = [s for s in slots.values() if not (s.blocked or s.parked)]
@@ -539,7 +578,9 @@ class Supervisor:
             self._waiters,
             slot.functions,
         )
-        sent, rows, functions = slot.sent, [], []
+        sent = slot.sent
+        rows: list[Sequence[Any]] = []
+        functions: list[tuple[int, str, bytes]] = []
         nbytes = slot.nbytes
         may_follow = 0.0 < self._pace.row_s < FOLLOW_S
         if not sent:
@@ -629,29 +670,29 @@ class Supervisor:
     def messages(self, now: float) -> list[Message]:
         """What to post to the broker. Tell done_posted() the number of each Done."""
         messages: list[Message] = []
-        credit = self.credit(now)
         if self._missing:
             messages.append(Missing(self._missing))
             self._missing = []
         if self._done[0]:
-            self._credit_told = credit
-            self._flush_done(messages, credit)
+            self._flush_done(messages, self._new_credit(now))
         if self._returned[0]:
-            self._credit_told = credit
-            messages.append(Returned(*self._returned, credit))
+            messages.append(Returned(*self._returned, self._new_credit(now)))
             self._returned = ([], [])
         if self._copied:
             messages.append(Holds(self._copied))
             self._copied = []
-        n_blocked = sum(slot.blocked for slot in self._slots.values())
-        told = self._credit_told
-        if not messages and (n_blocked != self._blocked_told or not told / 2 < credit <= 2 * told):
+        if not messages and now >= self._credit_at:
             # Somebody waits inside a task, or a long row began: no row may end for a while.
-            self._credit_told = credit
-            messages.append(Done([], [], b"", [], credit))
-        if messages:
-            self._blocked_told = n_blocked
+            told = self._credit_told
+            if not told / 2 < self.credit(now) <= 2 * told or self._blocked_changed:
+                messages.append(Done([], [], b"", [], self._new_credit(now)))
+            self._credit_at = now + CREDIT_S
         return messages
+
+    def _new_credit(self, now: float) -> int:
+        self._blocked_changed = False
+        self._credit_told = self.credit(now)
+        return self._credit_told
 
     def _flush_done(self, messages: list[Message], credit: int) -> None:
         """One Done, or several where one would be too large for a frame."""

@@ -27,14 +27,14 @@ class SendRows(NamedTuple):
 
     slot: int
     functions: list[tuple[int, str, bytes]]
-    rows: list[tuple[Any, ...]]
+    rows: list[Sequence[Any]]
 
 
 class TakeBack(NamedTuple):
-    """Take up to `count` rows, the last ones sent, out of a slot; answer with taken_back()."""
+    """Take up to `most` rows, the last ones sent, out of a slot; answer with taken_back()."""
 
     slot: int
-    count: int
+    most: int
 
 
 class PeekSlot(NamedTuple):

@@ -85,8 +85,8 @@ class Slot:
                     rows, self._rows = self._rows, []
                     if not self._skipping:
                         self._run(rows)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
+        except OSError:
+            pass  # The supervisor is gone, or a task has closed our descriptors.
         finally:
             slot_context.enter(None, whole_process=not self._in_thread)
             if self.context.client is not None:
@@ -111,7 +111,10 @@ class Slot:
             claimed += 1
             words[0] = claimed
             status = VALUE
+            args: Any
+            kwargs: Any
             result: Any
+            frames: Any
             blob: Any
             try:
                 payload = row[3]
@@ -164,7 +167,8 @@ class Slot:
     def _run_linked(self, row: Any) -> tuple[int, Any]:
         """Run a row that has dependencies, rows that follow it, or large arguments."""
         id_, _, fn, payload, *links = row
-        values, frames = (), None
+        values: Any = ()
+        frames: Any = None
         if links and links[0]:
             values, frames = inlay(links[0], self._kept, args_last=not payload)
             links[0] = None
@@ -176,6 +180,8 @@ class Slot:
         function = self._functions.get(fn)
         if function is None:
             function = self._load_function(fn)
+        args: Any
+        kwargs: Any
         args, kwargs = load_call(frames, values)
         values = frames = None
         result = function(*args, **kwargs)

@@ -12,23 +12,26 @@ import os
 from collections.abc import Iterable, Sequence
 
 from zfabric.codec import layout
+from zfabric.errors import CodecError
 from zfabric.runtime.slot_protocol import IN_BAND
 
 
 class Value:
     """One value: its frames' sizes in bytes, and their area as `codec.layout` lays them out.
 
-    area: a view of all its bytes.  fd: the memfd that it maps, -1 for a small one, which is in
-    memory of its own. Whoever still has a view of the area keeps the memory, not the descriptor.
+    nbytes: of the area.  fd: the memfd with it, -1 for a small one, which is in memory of its
+    own. The memory lives as long as somebody has a view of it.
     """
 
-    __slots__ = ("area", "fd", "nbytes", "sizes")
+    __slots__ = ("_area", "fd", "nbytes", "sizes")
 
-    def __init__(self, sizes: Sequence[int], area: memoryview, fd: int = -1) -> None:
+    def __init__(
+        self, sizes: Sequence[int], area: memoryview | None, fd: int = -1, nbytes: int = 0
+    ) -> None:
         self.sizes = tuple(sizes)
-        self.area = area
-        self.nbytes = area.nbytes
+        self.nbytes = nbytes if area is None else area.nbytes
         self.fd = fd
+        self._area = area
 
     @classmethod
     def from_bytes(cls, sizes: Sequence[int], data: bytes | bytearray) -> Value:
@@ -41,12 +44,12 @@ class Value:
         """Takes over `fd`, a file with the whole area. Raises CodecError when it is too short."""
         try:
             nbytes = os.fstat(fd).st_size
-            area = memoryview(mmap.mmap(fd, nbytes, mmap.MAP_SHARED)) if nbytes else memoryview(b"")
-            layout.split(area, sizes)
+            if layout.nbytes_of(sizes) > nbytes:
+                raise CodecError(f"a file of {nbytes} bytes is too short for a value's frames")
         except BaseException:
             os.close(fd)
             raise
-        return cls(sizes, area, fd)
+        return cls(sizes, None, fd, nbytes)
 
     @classmethod
     def allocate(cls, sizes: Sequence[int]) -> Value:
@@ -64,6 +67,14 @@ class Value:
             os.close(fd)
             raise
         return cls.from_file(sizes, fd)
+
+    @property
+    def area(self) -> memoryview:
+        """All its bytes. A file is mapped when this is first asked for: slots map it themselves,
+        and Python's mmap keeps a second descriptor."""
+        if self._area is None:
+            self._area = memoryview(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED))
+        return self._area
 
     def close(self) -> None:
         """Give the descriptor back; a second time does nothing."""

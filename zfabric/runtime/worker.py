@@ -6,10 +6,12 @@ descriptors, and never runs user code itself (thread slots excepted, knowingly).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
+import resource
 import select
 import socket
 import sys
@@ -61,6 +63,8 @@ NO_ANSWER_S = 5.0
 """After which to say that nothing answers; see USERS.md on first contacts."""
 
 LOAD_S = 1.0
+
+START_OVER_S = 0.3
 
 
 class Worker:
@@ -290,13 +294,14 @@ class Worker:
     def _on_refuse(self, message: Any, now: float) -> None:
         if message.code in ("unknown", "closing", "protocol"):
             if self._welcomed:
-                self._start_over(message.text, now)
+                closing = message.code == "closing"
+                self._start_over(message.text, now, logging.INFO if closing else logging.WARNING)
         else:
             self._refused = f"the broker at {self._address} refused this worker: {message.text}"
 
-    def _start_over(self, why: str, now: float) -> None:
+    def _start_over(self, why: str, now: float, level: int = logging.WARNING) -> None:
         """The broker does not know us any more: as a new worker, without rows and values."""
-        log.warning("%s; joining again as a new worker", why)
+        log.log(level, "%s; joining again as a new worker", why)
         self._welcomed = False
         self._session = Session(new_token(), settings=self._settings, now=now)
         self._acked = 0
@@ -306,7 +311,10 @@ class Worker:
         self._fetcher.close()
         self._fetch_at = None
         self._store.clear()
-        self._machine = Supervisor(self._n_slots, settings=self._settings, now=now)
+        # Where a whole fabric stops, our own end is on its way: no slots for so short a time.
+        self._machine = Supervisor(
+            self._n_slots, settings=self._settings, now=now, start_at=now + START_OVER_S
+        )
         self._started = self._tick_at = now
         self._said_no_answer = False
 
@@ -400,7 +408,7 @@ class Worker:
         elif isinstance(effect, FreeValues):
             self._store.free(effect.ids)
         elif isinstance(effect, TakeBack):
-            taken = self._slots.links[effect.slot].take_back(effect.count)
+            taken = self._slots.links[effect.slot].take_back(effect.most)
             self._machine.taken_back(effect.slot, taken)
         elif isinstance(effect, PeekSlot):
             self._peek(effect.slot, now)
@@ -469,6 +477,13 @@ class Worker:
         self._machine.slot_died(number, text, running, now)
 
 
+def _allow_many_descriptors() -> None:
+    """Each large value is a file; the usual limit of 1024 is for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _memory(pid: str) -> int:
     """Resident bytes of a process, 0 when it is gone."""
     try:
@@ -497,6 +512,7 @@ def serve(
     data_address: where others fetch large values; default: chosen by the broker's address,
     "" to have everything relayed.  ready_fd: gets a line when the broker has said Welcome.
     """
+    _allow_many_descriptors()
     with StopRequest(lifeline_fd) as stop:
         worker = None
         try:

@@ -1,0 +1,385 @@
+"""Real slots: rows through a socketpair, and every way in which a task can misbehave."""
+
+from __future__ import annotations
+
+import ctypes
+import marshal
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from tests.unit.crew import Crew
+from zfabric.codec import layout
+from zfabric.codec.exceptions import load_exception
+from zfabric.codec.references import Reference
+from zfabric.codec.serialise import loads, loads_inline
+from zfabric.messages import DIED, ERROR, INLINE, LOCAL, STORED, VALUE
+
+KINDS = ["process", "thread"]
+
+
+@pytest.fixture
+def crew() -> Iterator[Callable[..., Crew]]:
+    """Makes crews, and ends them."""
+    made: list[Crew] = []
+
+    def make(*args: Any, **kwargs: Any) -> Crew:
+        made.append(Crew(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+class Future(Reference):
+    """A future as arguments have it."""
+
+    __slots__ = ("task_id",)
+
+    def __init__(self, task_id: int) -> None:
+        self.task_id = task_id
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def text_of(outcome: tuple[int, bytes]) -> str:
+    assert outcome[0] == DIED
+    (text,) = msgpack.unpackb(outcome[1])
+    return str(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows_come_back_right(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(2, kind)
+    ids = c.map(add, [(i, 1) for i in range(5000)])
+    c.wait(*ids)
+    assert [c.value(i) for i in ids] == list(range(1, 5001))
+    assert c.machine.is_idle()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_run_in_their_slot(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(2, kind)
+    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
+    last = c.submit(add, 0, 1)
+    for _ in range(300):
+        last = c.submit(add, Future(last), 1, deps=[(last, LOCAL, 0)])
+    c.wait(last)
+    assert c.value(last) == 301
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_every_size_come_back_and_go_in(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(1, kind)
+    for size in (10, 4000, 5000, 60_000, 70_000, 3_000_000):
+        made = c.submit(np.arange, size // 8)
+        total = c.submit(np.sum, Future(made), deps=[(made, LOCAL, 0)])
+        c.wait(made, total)
+        assert c.value(total) == sum(range(size // 8))
+        status, payload = c.outcomes[made]
+        if status == STORED:
+            value = c.store.get(made)
+            assert value is not None and int.from_bytes(payload, "little") == value.nbytes
+            assert (value.fd >= 0) == (value.nbytes > 65536)
+            array = loads(layout.split(value.area, value.sizes))
+        else:
+            array = loads_inline(payload)
+        assert (array == np.arange(size // 8)).all()
+
+
+def test_stored_values_can_be_written_to_and_stay_as_they_are(crew: Callable[..., Crew]) -> None:
+    def spoil(a: Any) -> int:
+        a[:] = 7
+        return int(a.sum())
+
+    c = crew(1)
+    made = c.submit(np.zeros, 100_000)
+    for _ in range(2):
+        spoiled = c.submit(spoil, Future(made), deps=[(made, LOCAL, 0)])
+        c.wait(spoiled)
+        assert c.value(spoiled) == 700_000
+    value = c.store.get(made)
+    assert value is not None and not loads(layout.split(value.area, value.sizes)).any()
+
+
+def test_large_calls_and_many_descriptors_get_through(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    big = c.submit(len, b"x" * 3_000_000)
+    c.wait(big)
+    assert c.value(big) == 3_000_000
+    parts = c.map(np.full, [(10_000, i) for i in range(150)])
+    c.wait(*parts)
+
+    def total(*arrays: Any) -> int:
+        return int(sum(a[0] for a in arrays))
+
+    deps = [(i, LOCAL, 0) for i in parts]
+    summed = c.submit(total, *[Future(i) for i in parts], deps=deps)
+    c.wait(summed)
+    assert c.value(summed) == sum(range(150))
+
+
+def test_a_call_may_be_a_value_of_its_own(crew: Callable[..., Crew]) -> None:
+    from zfabric.codec.arguments import dump_call
+    from zfabric.codec.functions import dump_function
+    from zfabric.codec.serialise import pack
+    from zfabric.messages import Run
+
+    c = crew(1)
+    first = c.submit(add, 1, 2)
+    frames, deps = dump_call((Future(first), np.arange(10)), {})
+    assert list(deps) == [first]
+    dumped = dump_function(np.add)
+    row = [(0, [(first, LOCAL, 0), (999, INLINE, pack(frames))])]
+    c.machine.run(Run([tuple(dumped)], [50], [1], [dumped.id], [b""], row))
+    c.wait(50)
+    assert c.value(50).tolist() == list(range(3, 13))
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def fail() -> None:
+    raise LookupError("no such thing")
+
+
+class Unreadable:
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+async def later(x: int) -> int:
+    return x + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_task_raises_is_its_error(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(1, kind)
+    rows = {
+        c.submit(fail): LookupError,
+        c.submit(sys.exit, 3): SystemExit,
+        c.submit(interrupted): KeyboardInterrupt,
+        c.submit(Unreadable): TypeError,
+        c.submit(iter, "generator"): None,
+    }
+    fine = c.submit(add, 1, 2)
+    c.wait(*rows, fine)
+    for id_, error in rows.items():
+        if error is not None:
+            status, payload = c.outcomes[id_]
+            assert status == ERROR
+            assert isinstance(load_exception(payload), error)
+    assert c.value(fine) == 3 and not c.deaths
+
+
+def test_an_unpicklable_result_names_the_path(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    id_ = c.submit(Unreadable)
+    c.wait(id_)
+    assert "result.lock" in str(load_exception(c.outcomes[id_][1]))
+
+
+def test_coroutine_functions_run(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    id_ = c.submit(later, 1)
+    c.wait(id_)
+    assert c.value(id_) == 2
+
+
+def test_a_module_that_is_missing_is_named(crew: Callable[..., Crew], tmp_path: Path) -> None:
+    (tmp_path / "only_here_4711.py").write_text("def f():\n    return 1\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import only_here_4711  # type: ignore[import-not-found]
+
+        c = crew(1)
+        id_ = c.submit(only_here_4711.f)
+        c.wait(id_)
+        assert "only_here_4711" in str(load_exception(c.outcomes[id_][1]))
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+# --- deaths -----------------------------------------------------------------------------------
+
+
+def kill_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "how"),
+    [
+        (segfault, (), "SIGSEGV"),
+        (kill_self, (signal.SIGKILL,), "SIGKILL"),
+        (os.abort, (), "SIGABRT"),
+        (os._exit, (3,), "exit code 3"),
+    ],
+)
+def test_a_death_is_blamed_on_the_row_that_ran(
+    crew: Callable[..., Crew], fn: Any, args: Any, how: str
+) -> None:
+    c = crew(1)
+    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
+    before = c.map(add, [(i, 1) for i in range(20)])
+    guilty = c.submit(fn, *args)
+    after = c.map(add, [(i, 1) for i in range(20)])
+    c.wait(*before, guilty, *after)
+    assert all(c.outcomes[i][0] == VALUE for i in before + after)
+    text = text_of(c.outcomes[guilty])
+    assert how in text and "pid" in text and "MiB" in text and "had run for" in text
+    assert len(c.deaths) == 1
+
+
+def test_a_task_that_closes_all_descriptors_has_ended_well(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    ids = [c.submit(os.closerange, 3, 100), c.submit(add, 1, 2)]
+    c.wait(*ids)
+    assert c.value(ids[0]) is None and c.value(ids[1]) == 3 and len(c.deaths) == 1
+
+
+def test_a_slot_that_dies_idle_is_replaced(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    c.wait(c.submit(add, 1, 1))
+    os.kill(c.slots.pid(1), signal.SIGKILL)
+    c.until(lambda: c.deaths)
+    id_ = c.submit(add, 2, 2)
+    c.wait(id_)
+    assert c.value(id_) == 4 and "had run for" not in c.deaths[0]
+
+
+def test_children_of_tasks_die_with_their_slot(crew: Callable[..., Crew]) -> None:
+    def start_child_and_die(path: str) -> None:
+        import subprocess
+
+        child = subprocess.Popen(["sleep", "1000"])
+        Path(path).write_text(str(child.pid))
+        os._exit(1)
+
+    path = f"/tmp/zfabric-test-{os.getpid()}"
+    c = crew(1)
+    c.wait(c.submit(start_child_and_die, path))
+    pid = int(Path(path).read_text())
+    Path(path).unlink()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            if b") Z" in Path(f"/proc/{pid}/stat").read_bytes():
+                break
+        except FileNotFoundError:
+            break
+    else:
+        pytest.fail("the child is still there")
+
+
+# --- rows ahead -------------------------------------------------------------------------------
+
+
+def hold_gil(seconds: float) -> None:
+    """In C, without letting any other thread of the slot run."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def test_rows_are_taken_back_from_a_slot_that_holds_the_gil(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
+    hog = c.submit(hold_gil, 0.7)
+    rest = c.map(add, [(i, 1) for i in range(100)])
+    c.until(lambda: c.slots.links[1].is_running())
+    c.machine.recall(rest[50:])
+    c.until(lambda: len(c.returned) == 50)
+    assert hog not in c.outcomes and c.returned == rest[50:]
+    c.wait(hog, *rest[:50])
+
+
+def test_a_result_before_a_long_row_is_not_held_up(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
+    ids = c.map(hold_gil, [(0.0,), (0.0,), (1.0,)])
+    c.wait(*ids[:2])
+    assert ids[2] not in c.outcomes
+    c.wait(ids[2])
+
+
+def test_an_idle_slot_runs_what_waits_behind_a_long_row(crew: Callable[..., Crew]) -> None:
+    c = crew(2)
+    c.until(lambda: c.machine.n_slots == 2 and all(s.started for s in c.machine._slots.values()))
+    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
+    ids = c.map(hold_gil, [(1.0,)] + [(0.0,)] * 99)
+    c.wait(*ids[1:])
+    assert ids[0] not in c.outcomes
+    c.wait(ids[0])
+
+
+# --- blocked ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blocked_row_lets_others_run(crew: Callable[..., Crew], kind: str) -> None:
+    def parent(path: str) -> str:
+        from zfabric.runtime.slot_context import current
+
+        context = current()
+        assert context is not None
+        with context.blocked(), context.blocked():
+            while not os.path.exists(path):
+                time.sleep(0.002)
+        return f"{context.worker} {context.task_id}"
+
+    path = f"/tmp/zfabric-test-{os.getpid()}-{kind}"
+    c = crew(1, kind)
+    waiting = c.submit(parent, path)
+    child = c.submit(lambda p: Path(p).write_text("here") and None, path)
+    try:
+        c.wait(waiting, child)
+        assert c.value(waiting) == f"crew {waiting}"
+        fine = c.map(add, [(i, 1) for i in range(100)])
+        c.wait(*fine)
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def test_there_is_no_context_outside_of_tasks() -> None:
+    from zfabric.runtime.slot_context import current
+
+    assert current() is None
+
+
+def test_records_fit_marshal() -> None:
+    """Rows are packed by marshal, whose second version writes no references: the fastest."""
+    row = (1, 1, 5, b"args")
+    assert marshal.loads(marshal.dumps([row, [1, [b"", 2, (3,)], True]], 2))[0] == row
+
+
+def test_a_slot_process_imports_little() -> None:
+    import subprocess
+
+    code = (
+        "import sys, zfabric.runtime.slot\n"
+        "print([m for m in ('zmq', 'numpy', 'msgpack', 'asyncio', 'click', 'cloudpickle', 'blosc',"
+        " 'subprocess') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

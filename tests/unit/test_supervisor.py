@@ -1,0 +1,592 @@
+"""The worker's machine: one event, the exact effects and messages, and nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import pytest
+
+from zfabric.config import Settings
+from zfabric.core.supervisor import CREDIT_S, STUCK_S, Supervisor
+from zfabric.core.supervisor_effects import (
+    SKIPPED,
+    FetchValue,
+    ForgetFunctions,
+    FreeValues,
+    KeepValue,
+    PeekSlot,
+    SendRows,
+    StartSlot,
+    StopSlot,
+    TakeBack,
+)
+from zfabric.errors import InternalError, RemoteProtocolError
+from zfabric.messages import (
+    CANCELLED,
+    DIED,
+    ERROR,
+    INLINE,
+    LOCAL,
+    REMOTE,
+    STORED,
+    VALUE,
+    Done,
+    Holds,
+    Missing,
+    Returned,
+    Run,
+)
+
+FN = (5, "f", b"blob of f")
+
+
+class Stored:
+    """Stands for a value in the store."""
+
+    nbytes = 5000
+
+
+class Bench:
+    """A machine with a clock, whose slots and store are this test."""
+
+    def __init__(self, n_slots: int = 1, *, started: bool = True, **settings: Any) -> None:
+        self.now = 100.0
+        self.machine = Supervisor(n_slots, settings=Settings(**settings), now=self.now)
+        self.functions = [FN]
+        self.seq = 0
+        if started:
+            for effect in self.effects():
+                assert isinstance(effect, StartSlot)
+                self.machine.slot_started(effect.slot, self.now)
+
+    def run(
+        self, *ids: int, deps: dict[int, Sequence[Any]] | None = None, attempt: int = 1
+    ) -> None:
+        """Rows; deps: by id."""
+        sparse = [(ids.index(id_), d) for id_, d in (deps or {}).items()]
+        self.machine.run(
+            Run(
+                self.functions,
+                ids,
+                [attempt] * len(ids),
+                [FN[0]] * len(ids),
+                [b"args"] * len(ids),
+                sparse,
+            )
+        )
+        self.functions = []
+
+    def effects(self) -> list[Any]:
+        """All effects until there are none; a TakeBack must be answered by the test."""
+        return self.machine.effects(self.now)
+
+    def sent(self) -> dict[int, list[int]]:
+        """Ids sent to each slot, when that is all there is to do."""
+        out: dict[int, list[int]] = {}
+        for effect in self.effects():
+            assert isinstance(effect, SendRows), effect
+            out.setdefault(effect.slot, []).extend(row[0] for row in effect.rows)
+        return out
+
+    def done(self, slot: int, *outcomes: Any, busy_s: float = 0.0) -> None:
+        """Rows ended; each outcome is (status, payload), or a payload for VALUE."""
+        pairs = [o if isinstance(o, tuple) else (VALUE, o) for o in outcomes]
+        self.machine.slot_done(
+            slot, bytes(s for s, _ in pairs), [p for _, p in pairs], busy_s, self.now
+        )
+
+    def said(self) -> list[Any]:
+        """Messages without their credit, which has tests of its own."""
+        out: list[Any] = []
+        for message in self.machine.messages(self.now):
+            if isinstance(message, Done):
+                self.seq += 1
+                self.machine.done_posted(message, self.seq)
+                rows = zip(message.ids, message.attempts, message.statuses, message.payloads)
+                out.append(("done", *rows))
+            elif isinstance(message, Returned):
+                out.append(("returned", *message.ids))
+            else:
+                out.append(message)
+        return out
+
+    def short_rows(self) -> None:
+        """Let the machine believe that rows take 10 us."""
+        self.run(900, 901)
+        ids = self.sent()
+        for slot, rows in ids.items():
+            self.done(slot, *[b"x"] * len(rows), busy_s=1e-5 * len(rows))
+        while any(self.sent().values()):
+            raise AssertionError("rows left")
+        self.said()
+        self.machine.acked(self.seq)
+
+
+def test_slots_are_started_at_once() -> None:
+    bench = Bench(3, started=False)
+    assert bench.effects() == [StartSlot(1), StartSlot(2), StartSlot(3)]
+    assert bench.effects() == []
+    assert bench.said() == []
+
+
+def test_rows_wait_for_a_slot_and_go_in_order_with_their_function_once() -> None:
+    bench = Bench(1, started=False)
+    bench.run(1, 2)
+    assert bench.effects() == [StartSlot(1)]
+    bench.machine.slot_started(1, bench.now)
+    assert bench.effects() == [SendRows(1, [FN], [(1, 1, 5, b"args"), (2, 1, 5, b"args")])]
+    bench.done(1, b"one")
+    assert bench.said() == [("done", (1, 1, VALUE, b"one"))]
+    bench.run(3)
+    assert bench.effects() == [SendRows(1, [], [(3, 1, 5, b"args")])]
+    bench.done(1, b"two", (ERROR, b"trouble"))
+    assert bench.said() == [("done", (2, 1, VALUE, b"two"), (3, 1, ERROR, b"trouble"))]
+    assert bench.machine.is_idle()
+
+
+def test_rows_are_shared_out_among_slots() -> None:
+    bench = Bench(2)
+    bench.run(1, 2, 3, 4)
+    assert bench.sent() == {1: [1, 2], 2: [3, 4]}
+
+
+def test_a_function_that_was_never_sent_is_the_brokers_fault() -> None:
+    bench = Bench()
+    bench.functions = []
+    with pytest.raises(RemoteProtocolError):
+        bench.run(1)
+
+
+def test_a_slot_that_reports_too_much_is_a_bug() -> None:
+    bench = Bench()
+    with pytest.raises(InternalError):
+        bench.done(1, b"?")
+
+
+def test_short_rows_go_in_deep_long_ones_one_by_one() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(*range(1, 301))
+    assert len(bench.sent()[1]) == 300
+    bench.done(1, *[b"x"] * 300, busy_s=300 * 0.2)
+    bench.said()
+    bench.run(*range(301, 311))
+    assert bench.sent() == {1: [301]}
+
+
+# --- dependencies -----------------------------------------------------------------------------
+
+
+def test_inline_values_ride_along() -> None:
+    bench = Bench()
+    bench.run(1, deps={1: [(77, INLINE, b"v77")]})
+    assert bench.effects() == [SendRows(1, [FN], [[1, 1, 5, b"args", [b"v77"], False]])]
+
+
+def test_a_local_value_is_waited_for() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    assert bench.sent() == {1: [1]}
+    bench.done(1, b"v1")
+    assert bench.effects() == [SendRows(1, [], [[2, 1, 5, b"args", [b"v1"], False]])]
+
+
+def test_an_inline_value_made_here_is_kept_until_its_done_is_acked() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.done(1, b"v1")
+    bench.said()
+    bench.run(2, deps={2: [(1, LOCAL, 0)]})
+    assert bench.effects()[0].rows == [[2, 1, 5, b"args", [b"v1"], False]]
+    bench.machine.acked(bench.seq)
+    bench.run(3, deps={3: [(1, LOCAL, 0)]})
+    assert bench.effects() == [], "it would be a value that ended without one"
+    assert bench.machine.n_rows == 1
+
+
+def test_a_stored_value_stays_until_it_is_freed() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    bench.sent()
+    value = Stored()
+    bench.done(1, (STORED, value))
+    assert bench.effects() == [
+        KeepValue(1, value),
+        SendRows(1, [], [[2, 1, 5, b"args", [(1,)], False]]),
+    ]
+    assert bench.said() == [("done", (1, 1, STORED, (5000).to_bytes(8, "little")))]
+    bench.machine.acked(bench.seq)
+    bench.run(3, deps={3: [(1, LOCAL, 5000)]})
+    bench.done(1, b"v2")
+    assert bench.effects()[0].rows == [[3, 1, 5, b"args", [(1,)], False]]
+    bench.machine.free([1, 55])
+    assert bench.effects() == [FreeValues([1])]
+
+
+def test_a_remote_value_is_fetched_once_for_all() -> None:
+    bench = Bench(1)
+    remote = (9, REMOTE, [100, [[3, "ipc://w3"]]])
+    bench.run(1, 2, deps={1: [remote], 2: [remote]})
+    assert bench.effects() == [FetchValue(9, 100, [(3, "ipc://w3")])]
+    bench.machine.value_fetched(9, 100)
+    assert bench.sent() == {1: [1, 2]}
+    assert bench.said() == [Holds([9])]
+
+
+def test_rows_are_given_back_when_a_fetch_fails() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, deps={1: [(9, REMOTE, [100, []])], 2: [(1, LOCAL, 0)]})
+    bench.effects()
+    bench.machine.fetch_failed(9)
+    assert bench.said() == [Missing([9]), ("returned", 1)]
+    assert bench.machine.is_idle(), "row 2 vanished with row 1"
+
+
+def test_a_value_that_nobody_waits_for_any_more_is_not_kept() -> None:
+    bench = Bench(1)
+    bench.run(1, deps={1: [(9, REMOTE, [100, []])]})
+    bench.effects()
+    bench.machine.drop([1])
+    bench.machine.value_fetched(9, 100)
+    assert bench.effects() == [FreeValues([9])]
+    assert bench.said() == []
+
+
+@pytest.mark.parametrize("status", [ERROR, CANCELLED])
+def test_rows_that_wait_for_a_failure_vanish(status: int) -> None:
+    bench = Bench(1)
+    bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(2, LOCAL, 0)]})
+    bench.sent()
+    bench.done(1, (status, b""))
+    assert bench.effects() == []
+    assert bench.said() == [("done", (1, 1, status, b""))]
+    assert bench.machine.is_idle()
+    bench.run(4, deps={4: [(1, LOCAL, 0)]})
+    assert bench.effects() == [] and bench.machine.n_rows == 0
+
+
+def test_ready_successors_go_before_later_rows() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, 3, 4, deps={2: [(1, LOCAL, 0)]})
+    assert bench.sent() == {1: [1, 3]}
+    bench.done(1, b"v1")
+    assert bench.sent() == {1: [2]}
+
+
+# --- followers --------------------------------------------------------------------------------
+
+
+def test_a_chain_of_short_rows_follows_into_the_slot() -> None:
+    bench = Bench(2)
+    bench.short_rows()
+    bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(7, INLINE, b"v7"), (2, LOCAL, 0)]})
+    (effect,) = bench.effects()
+    assert effect.rows == [
+        [1, 1, 5, b"args", (), True],
+        [2, 1, 5, b"args", [1], True],
+        [3, 1, 5, b"args", [b"v7", 2], False],
+    ]
+    bench.done(effect.slot, b"v1", b"v2", b"v3")
+    assert len(bench.said()[0]) == 4
+    assert bench.machine.is_idle()
+
+
+def test_a_chain_longer_than_the_slot_goes_on_following() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    n = 2000
+    bench.run(*range(1, n + 1), deps={i: [(i - 1, LOCAL, 0)] for i in range(2, n + 1)})
+    seen: list[int] = []
+    rounds = 0
+    while bench.machine.n_rows:
+        rounds += 1
+        for rows in bench.sent().values():
+            seen += rows
+        bench.done(1, *[b"v"] * min(100, len(seen) - 100 * (rounds - 1)), busy_s=1e-3)
+    assert seen == list(range(1, n + 1))
+    assert rounds == n // 100
+
+
+def test_followers_of_a_failure_are_skipped_without_a_word() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(2, LOCAL, 0)]})
+    assert bench.sent() == {1: [1, 2, 3]}
+    bench.done(1, (ERROR, b"!"), (SKIPPED, b""), (SKIPPED, b""))
+    assert bench.said() == [("done", (1, 1, ERROR, b"!"))]
+    assert bench.machine.is_idle() and bench.effects() == []
+
+
+def test_a_follower_of_a_stored_value_runs_when_it_was_skipped() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    bench.sent()
+    value = Stored()
+    bench.done(1, (STORED, value), (SKIPPED, b""))
+    assert bench.effects() == [
+        KeepValue(1, value),
+        SendRows(1, [], [[2, 1, 5, b"args", [(1,)], False]]),
+    ]
+
+
+def test_followers_that_are_taken_back_wait_again() -> None:
+    bench = Bench(2)
+    bench.short_rows()
+    bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(2, LOCAL, 0)]})
+    (slot,) = bench.sent()
+    bench.machine.recall([2])
+    assert bench.effects() == [TakeBack(slot, 2)]
+    bench.machine.taken_back(slot, 2)
+    assert bench.said() == [("returned", 2)]
+    assert bench.machine.n_rows == 1, "row 3 vanished with row 2"
+    bench.done(slot, b"v1")
+    assert bench.effects() == []
+
+
+def test_several_waiters_do_not_follow_but_spread() -> None:
+    bench = Bench(2)
+    bench.short_rows()
+    bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(1, LOCAL, 0)]})
+    (slot,) = bench.sent()
+    bench.done(slot, b"v1")
+    assert sorted(bench.sent()) == [1, 2]
+
+
+# --- taking back ------------------------------------------------------------------------------
+
+
+def test_rows_in_line_are_recalled_at_once() -> None:
+    bench = Bench(1, started=False)
+    bench.run(1, 2, 3, deps={3: [(2, LOCAL, 0)]})
+    bench.machine.recall([2, 99])
+    assert bench.said() == [("returned", 2)]
+    assert bench.machine.n_rows == 1
+
+
+def test_rows_that_wait_for_a_recalled_row_vanish_though_they_are_recalled_too() -> None:
+    bench = Bench(1, started=False)
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    bench.machine.recall([1, 2])
+    assert bench.said() == [("returned", 1)]
+    assert bench.machine.is_idle()
+
+
+def test_rows_in_a_slot_are_recalled_if_they_have_not_begun() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, 3, 4)
+    bench.sent()
+    bench.machine.recall([1, 3])
+    assert bench.effects() == [TakeBack(1, 4)]
+    bench.machine.taken_back(1, 2)
+    assert bench.said() == [("returned", 3)]
+    assert bench.effects() == [], "nothing is sent until the slot knows"
+    bench.machine.slot_reset(1)
+    assert bench.sent() == {1: [4]}
+    bench.done(1, b"v1", b"v2", b"v4")
+    assert bench.said()[0][1:] == tuple((i, 1, VALUE, b"v%d" % i) for i in (1, 2, 4))
+
+
+def test_a_dropped_row_that_had_begun_is_reported_without_its_value() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    bench.sent()
+    bench.machine.drop([1])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.taken_back(1, 0)
+    assert bench.machine.n_rows == 0
+    bench.done(1, (STORED, Stored()))
+    assert bench.effects() == []
+    assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
+
+
+def test_a_dropped_row_that_had_not_begun_leaves_no_trace() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    bench.sent()
+    bench.machine.drop([2])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.taken_back(1, 1)
+    bench.machine.slot_reset(1)
+    bench.done(1, b"v1")
+    assert bench.effects() == []
+    assert bench.said() == [("done", (1, 1, VALUE, b"v1"))]
+
+
+def test_a_new_attempt_replaces_an_old_one() -> None:
+    bench = Bench(1, started=False)
+    bench.run(1)
+    bench.run(1, attempt=2)
+    bench.effects()
+    bench.machine.slot_started(1, bench.now)
+    assert bench.effects() == [SendRows(1, [FN], [(1, 2, 5, b"args")])]
+
+
+def test_an_idle_slot_takes_rows_from_one_that_is_stuck() -> None:
+    bench = Bench(2)
+    bench.short_rows()
+    bench.run(1, 2, 3, 4, 5, 6)
+    first, second = bench.sent().items()
+    bench.done(second[0], b"", b"", b"")
+    assert bench.effects() == [], "10 us rows are not worth it"
+    bench.now += STUCK_S * 1.01
+    assert bench.effects() == [TakeBack(first[0], 2), PeekSlot(first[0])]
+    bench.machine.taken_back(first[0], 2)
+    assert bench.sent() == {second[0]: first[1][1:]}
+    bench.now += 1
+    assert bench.effects() == [PeekSlot(second[0])], "a slot with nothing to take is left alone"
+
+
+def test_a_slot_that_is_stuck_is_peeked_at_once() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    bench.sent()
+    assert bench.machine.wake_at(bench.now) == pytest.approx(bench.now + STUCK_S)
+    bench.now += STUCK_S * 1.01
+    assert bench.effects() == [PeekSlot(1)]
+    assert bench.machine.wake_at(bench.now) is None
+
+
+# --- deaths -----------------------------------------------------------------------------------
+
+
+def test_only_the_running_row_is_blamed_for_a_death() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, 3, 4, deps={4: [(1, LOCAL, 0)]})
+    bench.sent()
+    bench.machine.slot_died(1, "SIGSEGV", True, bench.now)
+    ((_, died),) = bench.said()
+    assert died[:3] == (1, 1, DIED) and msgpack.unpackb(died[3]) == ["SIGSEGV"]
+    assert bench.effects() == [StartSlot(2)]
+    bench.machine.slot_started(2, bench.now)
+    assert bench.effects() == [
+        SendRows(2, [FN], [(2, 1, 5, b"args"), (3, 1, 5, b"args")]),
+    ]
+
+
+def test_a_slot_that_dies_between_rows_takes_nobody_along() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    bench.sent()
+    bench.machine.slot_died(1, "SIGKILL", False, bench.now)
+    assert bench.said() == []
+    assert bench.machine.n_rows == 2
+
+
+def test_slots_that_cannot_start_are_given_up() -> None:
+    bench = Bench(1, started=False)
+    for number in (1, 2, 3):
+        assert bench.effects() == [StartSlot(number)]
+        assert not bench.machine.failure
+        bench.machine.slot_died(number, "no module named zfabric", False, bench.now)
+        assert bench.effects() == [], "not at once again"
+        wake = bench.machine.wake_at(bench.now)
+        assert wake is not None and wake > bench.now
+        bench.now = wake
+    assert "no module named zfabric" in bench.machine.failure
+    assert bench.effects() == []
+
+
+# --- blocked ----------------------------------------------------------------------------------
+
+
+def test_a_blocked_slot_is_replaced_and_its_rows_come_back() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    bench.sent()
+    bench.machine.slot_blocked(1)
+    assert bench.effects() == [TakeBack(1, 1), StartSlot(2)]
+    bench.machine.taken_back(1, 1)
+    bench.machine.slot_started(2, bench.now)
+    assert bench.sent() == {2: [2]}
+    bench.done(2, b"v2")
+    bench.machine.slot_unblocked(1)
+    bench.machine.slot_reset(1)
+    bench.done(1, b"v1")
+    bench.run(3)
+    assert bench.sent() == {1: [3]}, "the spare one is parked"
+    bench.machine.slot_blocked(1)
+    assert bench.effects() == [], "and there at once when it is needed again"
+    bench.run(4)
+    assert bench.sent() == {2: [4]}
+
+
+def test_credit_counts_blocked_rows_on_top_and_is_told_at_once() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    bench.sent()
+    assert bench.machine.messages(bench.now) == []
+    bench.machine.slot_blocked(1)
+    assert bench.machine.messages(bench.now) == [Done([], [], b"", [], 3)]
+    bench.machine.slot_unblocked(1)
+    assert bench.machine.messages(bench.now) == [Done([], [], b"", [], 2)]
+
+
+def test_spare_slots_do_not_pile_up() -> None:
+    bench = Bench(1)
+    for number in range(1, 7):
+        bench.run(number)
+        assert bench.sent() == {number: [number]}
+        bench.machine.slot_blocked(number)
+        assert bench.effects() == [StartSlot(number + 1)]
+        bench.machine.slot_started(number + 1, bench.now)
+    for number in range(1, 7):
+        bench.machine.slot_unblocked(number)
+        bench.done(number, b"")
+    stopped = bench.effects()
+    assert [type(effect) for effect in stopped] == [StopSlot] * 4
+    assert bench.machine.n_slots == 3
+
+
+# --- credit -----------------------------------------------------------------------------------
+
+
+def test_credit_follows_the_duration_of_rows() -> None:
+    bench = Bench(2, lookahead_s=0.02, max_rows=1000)
+    assert bench.machine.credit(bench.now) == 4
+    bench.short_rows()
+    assert bench.machine.credit(bench.now) == 1000
+    bench.run(1)
+    (slot,) = bench.sent()
+    bench.done(slot, b"", busy_s=10.0)
+    assert bench.machine.credit(bench.now) == 2
+
+
+def test_credit_shrinks_while_long_rows_run_and_that_is_told() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1)
+    bench.sent()
+    bench.now += 1.0
+    ((message),) = bench.machine.messages(bench.now)
+    assert message == Done([], [], b"", [], 2)
+    bench.now += CREDIT_S
+    assert bench.machine.messages(bench.now) == []
+
+
+def test_a_done_is_split_before_it_outgrows_a_frame() -> None:
+    bench = Bench(1, batch_bytes=10_000, batch_rows=50, inline_limit=4096)
+    bench.short_rows()
+    bench.run(*range(1, 101))
+    bench.sent()
+    bench.done(1, *[b"x" * 1000] * 30, *[b"y"] * 70)
+    messages = bench.machine.messages(bench.now)
+    assert [len(m.ids) for m in messages] == [10, 10, 10, 50, 20]  # type: ignore[union-attr]
+    assert [i for m in messages for i in m.ids] == list(range(1, 101))  # type: ignore[union-attr]
+
+
+def test_forgotten_functions_are_sent_again() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.done(1, b"")
+    bench.machine.forget([5, 6])
+    assert bench.effects() == [ForgetFunctions(1, [5])]
+    bench.functions = [FN]
+    bench.run(2)
+    assert bench.effects() == [SendRows(1, [FN], [(2, 1, 5, b"args")])]
