@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,6 +22,7 @@ from zfabric.codec.exceptions import dump_exception
 from zfabric.codec.functions import load_function
 from zfabric.codec.serialise import dumps, loads_inline, pack
 from zfabric.core.session import Session
+from zfabric.errors import ChannelClosed
 from zfabric.transport.contract import Poller
 from zfabric.transport.registry import listen
 
@@ -74,6 +75,7 @@ class FakeBroker:
         self._stop = True
         self.stir()
         self._thread.join(5)
+        os.close(self._wake_fd)
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -98,11 +100,15 @@ class FakeBroker:
             for token, session in self.sessions.items():
                 session.tick(monotonic())
                 while (out := session.next_frames()) is not None:
-                    if not self._listener.send(self._peers[token], out):
+                    if not self._say(self._peers[token], out):
                         break
                     session.sent()
         self._listener.close(0.2)
-        os.close(self._wake_fd)
+
+    def _say(self, peer: bytes, frames: Any) -> bool:
+        with suppress(ChannelClosed):
+            return self._listener.send(peer, frames)
+        return False
 
     def _take(self, peer: bytes, header: wire.Header, message: Any) -> None:
         if self.keep_seen:
@@ -110,12 +116,12 @@ class FakeBroker:
         token = header.token
         self._peers[token] = peer
         if isinstance(message, m.Hello) and self.refuse:
-            self._listener.send(peer, wire.encode(m.Refuse(*self.refuse), token))
+            self._say(peer, wire.encode(m.Refuse(*self.refuse), token))
             return
         session = self.sessions.get(token)
         if session is None:
             if not isinstance(message, m.Hello):
-                self._listener.send(peer, wire.encode(m.Refuse("unknown", "restarted"), token))
+                self._say(peer, wire.encode(m.Refuse("unknown", "restarted"), token))
                 return
             session = self.sessions[token] = Session(token, 7, now=monotonic())
             self._numbers += 1
@@ -124,7 +130,9 @@ class FakeBroker:
             return
         if not session.receive(header, message, monotonic()):
             return
-        if isinstance(message, m.Submit):
+        if isinstance(message, m.Bye):
+            del self.sessions[token]
+        elif isinstance(message, m.Submit):
             self._submit(token, message)
         elif isinstance(message, m.Release):
             self.released.update(message.ids)
@@ -186,7 +194,8 @@ class FakeBroker:
                 columns[1].append(status)
                 columns[2].append(blob)
         for token, (tasks, statuses, payloads) in done.items():
-            self.sessions[token].post(m.Results(tasks, bytes(statuses), payloads))
+            if token in self.sessions:
+                self.sessions[token].post(m.Results(tasks, bytes(statuses), payloads))
 
     def _outcome(self, fn: int, payload: bytes, deps: list[int]) -> tuple[int, bytes]:
         values = []

@@ -127,7 +127,9 @@ def test_a_dropped_future_is_released(
     assert client._submitter.outcomes == {}
 
 
-def test_release_at_once(client: Client, broker: FakeBroker, wait_until: Callable[..., Any]) -> None:
+def test_release_at_once(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
     broker.hold = True
     future = client.submit(add, 1)
     future.release()

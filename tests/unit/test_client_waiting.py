@@ -211,9 +211,7 @@ def test_await(client: Client, broker: FakeBroker) -> None:
         with pytest.raises(LookupError):
             await client.submit(fail)
         found = [f.result() async for f in as_completed(client.map(add, range(10)))]
-        pairs = [
-            pair async for pair in as_completed(client.map(add, range(3)), with_results=True)
-        ]
+        pairs = [pair async for pair in as_completed(client.map(add, range(3)), with_results=True)]
         return first, values, sorted(found), sorted(value for _, value in pairs)
 
     first, values, found, pairs = asyncio.run(main())

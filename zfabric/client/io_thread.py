@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 HELLO_S = 0.5
 """Between two Hellos that nobody answered."""
 
-RETRY_S = 0.005
-"""Until the next try where the channel took nothing: it is not connected yet, or full."""
+RETRY_S = 0.02
+"""Until the next try where the channel took nothing; the poller tells when it is connected, so
+this is for one that is full."""
 
 RELEASE_S = 0.25
 """A dropped future does not wake this thread; it looks for them that often at least."""
@@ -109,7 +110,7 @@ class IoThread:
         self.sleeping = False
         try:
             os.eventfd_write(self._wake_fd, 1)
-        except (OSError, ValueError):  # closed meanwhile; whoever waits is told so
+        except BlockingIOError:  # 2**64 wake-ups that nobody read: it is awake enough
             pass
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -218,8 +219,10 @@ class IoThread:
         self._ready()
         if self._channel is not None:
             self._channel.close(linger_s=0.0 if self._error else 1.0)
-        fd, self._wake_fd = self._wake_fd, -1
-        os.close(fd)
+
+    def __del__(self) -> None:
+        # Not earlier: a user thread may be about to write to it, and the number is soon reused.
+        os.close(self._wake_fd)
 
     def _begin_session(self) -> None:
         now = monotonic()
@@ -256,7 +259,7 @@ class IoThread:
             self.sleeping = False
             wake_at = 0.0
         for ready in self._poller.wait(max(0.0, wake_at - monotonic()) if wake_at else 0.0):
-            if ready is self._wake_fd or ready == self._wake_fd:
+            if ready == self._wake_fd:
                 self.sleeping = False
                 try:
                     os.eventfd_read(self._wake_fd)
@@ -305,8 +308,9 @@ class IoThread:
         self._session.post(Relay(peer, tuple(frames)))
 
     def _say_hello(self, now: float) -> float:
-        if now >= self._hello_at and not self._session.has_unsent:
-            self._session.post(hello(self.name, self._depth))
+        if now >= self._hello_at:
+            if not self._session.has_unsent:
+                self._session.post(hello(self.name, self._depth))
             self._hello_at = now + HELLO_S
         return self._hello_at
 

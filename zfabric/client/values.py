@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,7 +80,7 @@ class Values:
         self._turn = 0
         self._stores: list[Target] = []
         self._looked_at = -STALE_S
-        self._io.at_end.append(self._give_up)
+        self._io.at_end.append(partial(_give_up, self._under_way))
 
     # --- fetching -----------------------------------------------------------------------------
 
@@ -259,15 +260,6 @@ class Values:
         self._under_way.add(put)
         self._io.fetcher.put(put.id, put.sizes, put.area, put.target, on_end, monotonic())
 
-    def _give_up(self) -> None:
-        """The I/O thread ends: wake who waits."""
-        for each in list(self._under_way):
-            if isinstance(each, _Put):
-                each.end("the client was closed")
-            else:
-                each.end(None)
-        self._under_way.clear()
-
 
 class _Put:
     """One value on its way to one worker. error: "" when it is there."""
@@ -286,6 +278,16 @@ class _Put:
         """The I/O thread has done what it could."""
         self.error = error
         self.alarm()
+
+
+def _give_up(under_way: set[_Fetch | _Put]) -> None:
+    """The I/O thread ends: wake who waits. No method: the thread may not hold the client."""
+    for each in list(under_way):
+        if isinstance(each, _Put):
+            each.end("the client was closed")
+        else:
+            each.end(None)
+    under_way.clear()
 
 
 def _area(frames: Sequence[Buffer]) -> memoryview:

@@ -1,0 +1,126 @@
+"""The client's link: reconnection, a broker that forgot it, closing, garbage."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.client_broker import FakeBroker
+from zfabric import messages as m
+from zfabric.client import Client
+from zfabric.errors import TaskLost
+
+
+def add(a: Any, b: Any = 1) -> Any:
+    return a + b
+
+
+def test_a_broker_that_forgot_the_client(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    done = client.submit(add, 1)
+    assert done.result(10) == 2
+    broker.hold = True
+    pending = client.submit(add, 1)
+    client.info()
+    number = client._submitter.number
+    broker.forget_clients()
+    with pytest.raises(TaskLost, match="no longer knows this client"):
+        pending.result(10)
+    assert pending.status == "lost" and done.result() == 2
+    broker.hold = False
+    wait_until(lambda: client._submitter.number != number)
+    assert client.submit(add, 5).result(10) == 6
+    with pytest.raises(TypeError, match="that the broker has lost"):
+        client.submit(add, done)
+
+
+def test_a_broker_that_says_good_bye(client: Client, broker: FakeBroker) -> None:
+    broker.hold = True
+    pending = client.submit(add, 1)
+    client.info()
+
+    def shut_down() -> None:
+        for session in broker.sessions.values():
+            session.post(m.Bye("stopped by SIGTERM"))
+
+    broker.stir(shut_down)
+    with pytest.raises(TaskLost, match="shut down"):
+        pending.result(10)
+
+
+def test_garbage_from_the_broker_is_dropped(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    def garbage() -> None:
+        for peer in broker._peers.values():
+            broker._listener.send(peer, [b"GET / HTTP/1.1", b"", b"x"])
+
+    broker.stir(garbage)
+    wait_until(lambda: client._io.n_garbage == 1)
+    assert client.submit(add, 1).result(10) == 2
+
+
+def test_close_says_good_bye_and_leaves_nothing(
+    broker: FakeBroker, wait_until: Callable[..., Any], leaves_nothing: None
+) -> None:
+    for _ in range(30):
+        with Client(broker.address) as client:
+            assert client.submit(add, 1).result(10) == 2
+    wait_until(lambda: len(broker.seen.get("Bye", [])) == 30)
+
+
+def test_a_client_that_nobody_holds_is_closed(
+    broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    client = Client(broker.address)
+    assert client.submit(add, 1).result(10) == 2
+    gone, thread = weakref.ref(client), client._io._thread
+    del client
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: not thread.is_alive())
+
+
+def test_a_future_keeps_its_client(broker: FakeBroker) -> None:
+    assert Client(broker.address).submit(add, 1).result(10) == 2
+
+
+def test_rows_queued_before_close_are_forgotten(broker: FakeBroker) -> None:
+    broker.hold = True
+    client = Client(broker.address)
+    futures = client.map(add, range(1000))
+    client.close()
+    assert all(future.cancelled() for future in futures)
+
+
+def test_submitting_while_another_thread_closes(broker: FakeBroker) -> None:
+    client = Client(broker.address)
+    ends: list[str] = []
+
+    def work() -> None:
+        try:
+            while True:
+                client.submit(add, 1).result(10)
+        except Exception as exc:
+            ends.append(type(exc).__name__)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert len(ends) == 4 and set(ends) <= {"ClientClosed", "TaskCancelled"}
+
+
+def test_repr_and_info(client: Client) -> None:
+    assert "workers=1 slots=2" in repr(client)
+    assert client.info()["address"] == client.address
+    assert client.workers() == ["w1"]
+    assert client.run(add, 1) == {"w1": 2}
