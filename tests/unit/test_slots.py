@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import marshal
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,21 @@ import numpy as np
 import pytest
 
 from tests.unit.crew import Crew
+from tests.unit.slot_tasks import (
+    Unreadable,
+    add,
+    fail,
+    hold_gil,
+    interrupted,
+    kill_self,
+    later,
+    segfault,
+    spoil,
+    start_child_and_die,
+    total,
+    wait_blocked,
+    write,
+)
 from zfabric.codec import layout
 from zfabric.codec.exceptions import load_exception
 from zfabric.codec.references import Reference
@@ -48,10 +61,6 @@ class Future(Reference):
 
     def __init__(self, task_id: int) -> None:
         self.task_id = task_id
-
-
-def add(a: int, b: int) -> int:
-    return a + b
 
 
 def text_of(outcome: tuple[int, bytes]) -> str:
@@ -100,10 +109,6 @@ def test_values_of_every_size_come_back_and_go_in(crew: Callable[..., Crew], kin
 
 
 def test_stored_values_can_be_written_to_and_stay_as_they_are(crew: Callable[..., Crew]) -> None:
-    def spoil(a: Any) -> int:
-        a[:] = 7
-        return int(a.sum())
-
     c = crew(1)
     made = c.submit(np.zeros, 100_000)
     for _ in range(2):
@@ -121,9 +126,6 @@ def test_large_calls_and_many_descriptors_get_through(crew: Callable[..., Crew])
     assert c.value(big) == 3_000_000
     parts = c.map(np.full, [(10_000, i) for i in range(150)])
     c.wait(*parts)
-
-    def total(*arrays: Any) -> int:
-        return int(sum(a[0] for a in arrays))
 
     deps = [(i, LOCAL, 0) for i in parts]
     summed = c.submit(total, *[Future(i) for i in parts], deps=deps)
@@ -149,25 +151,6 @@ def test_a_call_may_be_a_value_of_its_own(crew: Callable[..., Crew]) -> None:
 
 
 # --- errors -----------------------------------------------------------------------------------
-
-
-def fail() -> None:
-    raise LookupError("no such thing")
-
-
-class Unreadable:
-    """Cannot be pickled."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
-def interrupted() -> None:
-    raise KeyboardInterrupt
-
-
-async def later(x: int) -> int:
-    return x + 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,14 +204,6 @@ def test_a_module_that_is_missing_is_named(crew: Callable[..., Crew], tmp_path: 
 # --- deaths -----------------------------------------------------------------------------------
 
 
-def kill_self(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def segfault() -> None:
-    ctypes.string_at(0)
-
-
 @pytest.mark.parametrize(
     ("fn", "args", "how"),
     [
@@ -271,13 +246,6 @@ def test_a_slot_that_dies_idle_is_replaced(crew: Callable[..., Crew]) -> None:
 
 
 def test_children_of_tasks_die_with_their_slot(crew: Callable[..., Crew]) -> None:
-    def start_child_and_die(path: str) -> None:
-        import subprocess
-
-        child = subprocess.Popen(["sleep", "1000"])
-        Path(path).write_text(str(child.pid))
-        os._exit(1)
-
     path = f"/tmp/zfabric-test-{os.getpid()}"
     c = crew(1)
     c.wait(c.submit(start_child_and_die, path))
@@ -297,68 +265,65 @@ def test_children_of_tasks_die_with_their_slot(crew: Callable[..., Crew]) -> Non
 # --- rows ahead -------------------------------------------------------------------------------
 
 
-def hold_gil(seconds: float) -> None:
-    """In C, without letting any other thread of the slot run."""
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+@pytest.fixture
+def fifo(tmp_path: Path) -> str:
+    """A pipe by name: whoever opens one end waits for the other."""
+    os.mkfifo(tmp_path / "fifo")
+    return str(tmp_path / "fifo")
 
 
-def test_rows_are_taken_back_from_a_slot_that_holds_the_gil(crew: Callable[..., Crew]) -> None:
+def test_rows_are_taken_back_from_a_slot_that_holds_the_gil(
+    crew: Callable[..., Crew], fifo: str
+) -> None:
     c = crew(1)
     c.wait(*c.map(add, [(i, 1) for i in range(500)]))
-    hog = c.submit(hold_gil, 0.7)
+    hog = c.submit(hold_gil, fifo)
     rest = c.map(add, [(i, 1) for i in range(100)])
     c.until(lambda: c.slots.links[1].is_running())
     c.machine.recall(rest[50:])
     c.until(lambda: len(c.returned) == 50)
     assert hog not in c.outcomes and c.returned == rest[50:]
+    write(fifo)
     c.wait(hog, *rest[:50])
+    assert c.value(hog) == "released" and not c.deaths
 
 
-def test_a_result_before_a_long_row_is_not_held_up(crew: Callable[..., Crew]) -> None:
+def test_a_result_before_a_long_row_is_not_held_up(crew: Callable[..., Crew], fifo: str) -> None:
     c = crew(1)
     c.wait(*c.map(add, [(i, 1) for i in range(500)]))
-    ids = c.map(hold_gil, [(0.0,), (0.0,), (1.0,)])
-    c.wait(*ids[:2])
-    assert ids[2] not in c.outcomes
-    c.wait(ids[2])
+    short = c.map(add, [(1, 1), (2, 2)])
+    long = c.submit(hold_gil, fifo)
+    c.wait(*short)
+    assert long not in c.outcomes
+    write(fifo)
+    c.wait(long)
 
 
-def test_an_idle_slot_runs_what_waits_behind_a_long_row(crew: Callable[..., Crew]) -> None:
+def test_an_idle_slot_runs_what_waits_behind_a_long_row(
+    crew: Callable[..., Crew], fifo: str
+) -> None:
     c = crew(2)
-    c.until(lambda: c.machine.n_slots == 2 and all(s.started for s in c.machine._slots.values()))
-    c.wait(*c.map(add, [(i, 1) for i in range(500)]))
-    ids = c.map(hold_gil, [(1.0,)] + [(0.0,)] * 99)
-    c.wait(*ids[1:])
-    assert ids[0] not in c.outcomes
-    c.wait(ids[0])
+    c.wait(*c.map(add, [(i, 1) for i in range(5000)]))
+    long = c.submit(hold_gil, fifo)
+    rest = c.map(add, [(i, 1) for i in range(100)])
+    c.wait(*rest)
+    assert long not in c.outcomes
+    write(fifo)
+    c.wait(long)
 
 
 # --- blocked ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_blocked_row_lets_others_run(crew: Callable[..., Crew], kind: str) -> None:
-    def parent(path: str) -> str:
-        from zfabric.runtime.slot_context import current
-
-        context = current()
-        assert context is not None
-        with context.blocked(), context.blocked():
-            while not os.path.exists(path):
-                time.sleep(0.002)
-        return f"{context.worker} {context.task_id}"
-
-    path = f"/tmp/zfabric-test-{os.getpid()}-{kind}"
+def test_a_blocked_row_lets_others_run(crew: Callable[..., Crew], fifo: str, kind: str) -> None:
     c = crew(1, kind)
-    waiting = c.submit(parent, path)
-    child = c.submit(lambda p: Path(p).write_text("here") and None, path)
-    try:
-        c.wait(waiting, child)
-        assert c.value(waiting) == f"crew {waiting}"
-        fine = c.map(add, [(i, 1) for i in range(100)])
-        c.wait(*fine)
-    finally:
-        Path(path).unlink(missing_ok=True)
+    waiting = c.submit(wait_blocked, fifo)
+    child = c.submit(write, fifo)
+    c.wait(waiting, child)
+    assert c.value(waiting) == f"crew {waiting}"
+    fine = c.map(add, [(i, 1) for i in range(100)])
+    c.wait(*fine)
 
 
 def test_there_is_no_context_outside_of_tasks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -131,6 +132,9 @@ class Ends:
         )
         self.ended: list[Any] = []
 
+    def answer(self, number: int, reply: Any) -> None:
+        self.fetcher.on_relay(number, reply, monotonic())
+
     def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
         deadline = monotonic() + timeout_s
         while not condition():
@@ -139,11 +143,7 @@ class Ends:
             wake = self.fetcher.tick(now)
             for number, frames in self.relayed:
                 _, message = wire.decode([bytes(f) for f in frames])
-                self.server.on_message(
-                    message,
-                    lambda reply, number=number: self.fetcher.on_relay(number, reply, now),
-                    now,
-                )
+                self.server.on_message(message, partial(self.answer, number), now)
             self.relayed.clear()
             ready = self.poller.wait(0.1 if wake is None else min(0.1, max(0.0, wake - now)))
             for thing in ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from zfabric import wire
@@ -73,7 +74,7 @@ class ValueServer:
                 _, message = wire.decode(frames)
             except RemoteProtocolError:
                 continue
-            self.on_message(message, lambda reply, peer=peer: self._send(peer, reply), now)
+            self.on_message(message, partial(self._send, peer), now)
 
     def on_message(self, message: Message, reply: Reply, now: float) -> bool:
         """Answer one message; False for one that is no request to a store."""

@@ -1,0 +1,82 @@
+"""What tests of slots run there. It imports little, so that a slot has it in no time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def fail() -> None:
+    raise LookupError("no such thing")
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+class Unreadable:
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+async def later(x: int) -> int:
+    return x + 1
+
+
+def kill_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def segfault() -> None:
+    # A core file of it would be large, and nobody wants it.
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.string_at(0)
+
+
+def start_child_and_die(path: str) -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    Path(path).write_text(str(child.pid))
+    os._exit(1)
+
+
+def hold_gil(fifo: str) -> str:
+    """Until somebody writes to the pipe; no other thread of the process runs meanwhile."""
+    fd = ctypes.PyDLL(None).open(os.fsencode(fifo), os.O_RDONLY)
+    os.close(fd)
+    return "released"
+
+
+def wait_blocked(fifo: str) -> str:
+    """Until somebody writes to the pipe, telling the worker that this row only waits."""
+    from zfabric.runtime.slot_context import current
+
+    context = current()
+    assert context is not None
+    with context.blocked(), context.blocked():
+        Path(fifo).read_text()
+    return f"{context.worker} {context.task_id}"
+
+
+def write(fifo: str) -> None:
+    Path(fifo).write_text("go")
+
+
+def spoil(array: Any) -> int:
+    array[:] = 7
+    return int(array.sum())
+
+
+def total(*arrays: Any) -> int:
+    return int(sum(a[0] for a in arrays))
