@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from zfabric.client import misuse
 from zfabric.client.future import Future, NamedFuture
@@ -196,6 +197,8 @@ class Calls:
                 stacklevel=5,
             )
             carrier = self._large_functions[fid] = self._client._values.scatter([fn])[0]
+            with suppress(TypeError):  # not every callable can be watched: then for good
+                finalize(fn, self._large_functions.pop, fid, None).atexit = False
         return carrier
 
 
