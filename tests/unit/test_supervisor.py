@@ -33,6 +33,7 @@ from zfabric.messages import (
     STORED,
     VALUE,
     Done,
+    Give,
     Holds,
     Missing,
     Returned,
@@ -241,8 +242,8 @@ def test_rows_are_given_back_when_a_fetch_fails() -> None:
     bench.run(1, 2, deps={1: [(9, REMOTE, [100, []])], 2: [(1, LOCAL, 0)]})
     bench.effects()
     bench.machine.fetch_failed(9)
-    assert bench.said() == [Missing([9]), ("returned", 1)]
-    assert bench.machine.is_idle(), "row 2 vanished with row 1"
+    assert bench.said() == [Missing([9]), ("returned", 1, 2)]
+    assert bench.machine.is_idle()
 
 
 def test_a_value_that_nobody_waits_for_any_more_is_not_kept() -> None:
@@ -256,16 +257,17 @@ def test_a_value_that_nobody_waits_for_any_more_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("status", [ERROR, CANCELLED])
-def test_rows_that_wait_for_a_failure_vanish(status: int) -> None:
+def test_rows_that_wait_for_a_failure_are_given_back(status: int) -> None:
     bench = Bench(1)
     bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(2, LOCAL, 0)]})
     bench.sent()
     bench.done(1, (status, b""))
     assert bench.effects() == []
-    assert bench.said() == [("done", (1, 1, status, b""))]
+    assert bench.said() == [("done", (1, 1, status, b"")), ("returned", 2, 3)]
     assert bench.machine.is_idle()
     bench.run(4, deps={4: [(1, LOCAL, 0)]})
     assert bench.effects() == [] and bench.machine.n_rows == 0
+    assert bench.said() == [("returned", 4)]
 
 
 def test_ready_successors_go_before_later_rows() -> None:
@@ -310,13 +312,13 @@ def test_a_chain_longer_than_the_slot_goes_on_following() -> None:
     assert rounds == n // 100
 
 
-def test_followers_of_a_failure_are_skipped_without_a_word() -> None:
+def test_followers_of_a_failure_are_given_back_once() -> None:
     bench = Bench(1)
     bench.short_rows()
     bench.run(1, 2, 3, deps={2: [(1, LOCAL, 0)], 3: [(2, LOCAL, 0)]})
     assert bench.sent() == {1: [1, 2, 3]}
     bench.done(1, (ERROR, b"!"), (SKIPPED, b""), (SKIPPED, b""))
-    assert bench.said() == [("done", (1, 1, ERROR, b"!"))]
+    assert bench.said() == [("done", (1, 1, ERROR, b"!")), ("returned", 2, 3)]
     assert bench.machine.is_idle() and bench.effects() == []
 
 
@@ -341,8 +343,8 @@ def test_followers_that_are_taken_back_wait_again() -> None:
     bench.machine.recall([2])
     assert bench.effects() == [TakeBack(slot, 2)]
     bench.machine.taken_back(slot, 2)
-    assert bench.said() == [("returned", 2)]
-    assert bench.machine.n_rows == 1, "row 3 vanished with row 2"
+    assert bench.said() == [("returned", 2, 3)], "row 3 goes with row 2"
+    assert bench.machine.n_rows == 1
     bench.done(slot, b"v1")
     assert bench.effects() == []
 
@@ -363,16 +365,29 @@ def test_rows_in_line_are_recalled_at_once() -> None:
     bench = Bench(1, started=False)
     bench.run(1, 2, 3, deps={3: [(2, LOCAL, 0)]})
     bench.machine.recall([2, 99])
-    assert bench.said() == [("returned", 2)]
+    assert bench.said() == [("returned", 2, 3)]
     assert bench.machine.n_rows == 1
 
 
-def test_rows_that_wait_for_a_recalled_row_vanish_though_they_are_recalled_too() -> None:
+def test_a_row_is_given_back_once_though_it_is_recalled_with_what_it_waits_for() -> None:
     bench = Bench(1, started=False)
     bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
     bench.machine.recall([1, 2])
-    assert bench.said() == [("returned", 1)]
+    assert bench.said() == [("returned", 1, 2)]
     assert bench.machine.is_idle()
+
+
+def test_every_recall_is_answered() -> None:
+    bench = Bench(1)
+    bench.machine.recall([7])
+    assert bench.said() == [("returned",)]
+    bench.run(1)
+    bench.sent()
+    bench.machine.recall([1])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.taken_back(1, 0)
+    assert bench.said() == [("returned",)]
+    assert bench.said() == []
 
 
 def test_rows_in_a_slot_are_recalled_if_they_have_not_begun() -> None:
@@ -401,7 +416,7 @@ def test_a_dropped_row_that_had_begun_is_reported_without_its_value() -> None:
     assert bench.machine.n_rows == 0
     bench.done(1, (STORED, Stored()))
     assert bench.effects() == []
-    assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
+    assert bench.said() == [("done", (1, 1, CANCELLED, b"")), ("returned", 2)]
 
 
 def test_a_dropped_row_that_had_not_begun_leaves_no_trace() -> None:
@@ -460,7 +475,8 @@ def test_only_the_running_row_is_blamed_for_a_death() -> None:
     bench.run(1, 2, 3, 4, deps={4: [(1, LOCAL, 0)]})
     bench.sent()
     bench.machine.slot_died(1, "SIGSEGV", True, bench.now)
-    ((_, died),) = bench.said()
+    (_, died), returned = bench.said()
+    assert returned == ("returned", 4)
     assert died[:3] == (1, 1, DIED) and msgpack.unpackb(died[3]) == ["SIGSEGV"]
     assert bench.effects() == [StartSlot(2)]
     bench.machine.slot_started(2, bench.now)
@@ -590,3 +606,63 @@ def test_forgotten_functions_are_sent_again() -> None:
     bench.functions = [FN]
     bench.run(2)
     assert bench.effects() == [SendRows(1, [FN], [(2, 1, 5, b"args")])]
+
+
+def test_a_function_is_kept_as_long_as_a_row_calls_it() -> None:
+    bench = Bench(1)
+    bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})
+    bench.sent()
+    bench.machine.forget([FN[0]])
+    assert bench.effects() == []
+    bench.done(1, b"v1")
+    bench.said()
+    assert bench.sent() == {1: [2]}
+    bench.done(1, b"v2")
+    bench.said()
+    assert bench.effects() == [ForgetFunctions(1, [FN[0]])]
+    with pytest.raises(RemoteProtocolError):
+        bench.run(3)
+
+
+def test_a_function_that_comes_again_is_not_forgotten_any_more() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.machine.forget([FN[0]])
+    bench.functions = [FN]
+    bench.run(2)
+    bench.sent()
+    bench.done(1, b"v1")
+    bench.said()
+    bench.sent()
+    bench.done(1, b"v2")
+    bench.said()
+    bench.run(3)
+    assert bench.sent() == {1: [3]}
+
+
+def test_given_values_are_there_until_they_are_freed() -> None:
+    bench = Bench(1)
+    bench.machine.give(Give([8, 9], [b"eight", b"nine"]))
+    for id_ in (1, 2):
+        bench.run(id_, deps={id_: [(8, LOCAL, 5), (9, LOCAL, 4)]})
+        (effect,) = bench.effects()
+        assert effect.rows[0][4] == [b"eight", b"nine"]
+        bench.done(1, b"value")
+        bench.said()
+    bench.machine.free([8])
+    assert bench.effects() == []
+    bench.run(3, deps={3: [(8, LOCAL, 5)]})
+    assert bench.said() == [("returned", 3)]
+
+
+def test_a_fetched_value_that_a_row_made_meanwhile_stays() -> None:
+    bench = Bench(1)
+    bench.run(1, deps={1: [(9, REMOTE, [100, []])]})
+    bench.effects()
+    bench.run(9)
+    bench.sent()
+    bench.done(1, (STORED, Stored()))
+    bench.effects()
+    bench.machine.value_fetched(9, 100)
+    assert not [e for e in bench.effects() if isinstance(e, FreeValues)]

@@ -7,7 +7,6 @@ InternalError whose story says which task or worker, in which state, beside whic
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 from zfabric.core.placement import WorkerRecord
@@ -31,14 +30,15 @@ def check(scheduler: Scheduler) -> None:
     """Raise InternalError at the first thing that does not agree with the rest."""
     tasks = scheduler.tasks
     _check_counts(tasks)
-    queued = set(map(id, scheduler.ready.entries()))
-    if scheduler.ready.n < sum(1 for t in scheduler.ready.entries() if t.state == READY):
+    queued = {task for task in scheduler.ready.entries() if task.state == READY}
+    if scheduler.ready.n < len(queued):
         raise InternalError("the ready queue counts fewer entries than are ready")
     for queue in scheduler.restricted.values():
-        queued.update(map(id, queue))
+        queued.update(queue)
     for key, task in tasks.items():
-        _must(task.id == key, "is filed under another id", task)
-        _check_place(scheduler, task, id(task) in queued)
+        if task.id != key:
+            raise _broken("is filed under another id", task)
+        _check_place(scheduler, task, task in queued)
         _check_needed(scheduler, task)
     for number, worker in scheduler.workers.items():
         if worker.number != number:
@@ -51,7 +51,7 @@ def check_empty(scheduler: Scheduler) -> None:
     """Raise InternalError unless everything that clients ever asked for has been let go."""
     check(scheduler)
     for task in scheduler.tasks.values():
-        _must(False, "is still here though nobody holds anything", task)
+        raise _broken("is still here though nobody holds anything", task)
     if any(task.state == READY for task in scheduler.ready.entries()):
         raise InternalError("a task that is not in the table is ready to run")
     for worker in scheduler.workers.values():
@@ -64,93 +64,120 @@ def check_empty(scheduler: Scheduler) -> None:
 
 def _check_place(scheduler: Scheduler, task: TaskRecord, queued: bool) -> None:
     """The task is where its state says, and nowhere else."""
-    state, worker = task.state, task.worker
+    state, worker, holders = task.state, task.worker, task.holders
     if state == ASSIGNED:
-        _must(worker is not None, "is on no worker", task)
-        assert worker is not None
-        _must(scheduler.workers.get(worker.number) is worker, "is on a worker that left", task)
-        _must(worker.rows.get(task.id) is task, "is not among its worker's rows", task)
-        _must(task.attempt > 0, "runs as no attempt", task)
-    else:
-        _must(worker is None, "is on a worker though its state says no", task)
+        if worker is None:
+            raise _broken("is on no worker", task)
+        if scheduler.workers.get(worker.number) is not worker:
+            raise _broken("is on a worker that left", task)
+        if worker.rows.get(task.id) is not task:
+            raise _broken("is not among its worker's rows", task)
+        if task.attempt < 1:
+            raise _broken("runs as no attempt", task)
+    elif worker is not None:
+        raise _broken("is on a worker though its state says no", task)
     if state in UNFINISHED:
-        _must(not task.holders, "has no value yet but holders of it", task)
-        _must(task.value is None, "has no value yet but bytes of it", task)
-        _must(task.fn is not None, "is data but has no value", task)
-        missing = [dep for dep in task.deps if dep.state != DONE]
-        if state == WAITING:
-            agrees = task.n_waiting == len(missing) > 0
-            _must(agrees, f"counts {task.n_waiting} missing inputs", task, missing)
-        elif state == READY:
-            _must(not missing, "is ready without its inputs", task, missing)
-            _must(queued, "is ready but in no queue", task)
-        for dep in missing:
-            _must(dep.state in UNFINISHED, "waits for what nobody will make", task, [dep])
+        if holders or task.value is not None:
+            raise _broken("has no value yet but holders or bytes of it", task)
+        if task.fn is None:
+            raise _broken("is data but has no value", task)
+        _check_inputs(task, queued)
     elif state == DONE:
-        _must(task.value is not None or bool(task.holders), "has no value anywhere", task)
-        if task.value is not None:
-            _must(task.nbytes == len(task.value), "has another size than its value", task)
+        if task.value is None and not holders:
+            raise _broken("has no value anywhere", task)
+        if task.value is not None and task.nbytes != len(task.value):
+            raise _broken("has another size than its value", task)
     else:
-        _must(not task.holders, "has holders though it has no value", task)
-        _must(not task.dependents, "is waited for in vain", task, task.dependents or ())
-        if state == RELEASED:
-            _must(task.value is None, "is released but has a value", task)
-            _must(task.fn is not None, "is released and cannot be made again", task)
-    for holder in task.holders or ():
-        _must(scheduler.workers.get(holder.number) is holder, "is held by a worker that left", task)
-        _must(task.id in holder.values, f"is not among the values of {holder.name}", task)
+        if holders:
+            raise _broken("has holders though it has no value", task)
+        if task.dependents:
+            raise _broken("is waited for in vain", task, task.dependents)
+        if state == RELEASED and (task.value is not None or task.fn is None):
+            raise _broken("is released but has a value, or cannot be made again", task)
+    for holder in holders or ():
+        if scheduler.workers.get(holder.number) is not holder:
+            raise _broken("is held by a worker that left", task)
+        if task.id not in holder.values:
+            raise _broken(f"is not among the values of {holder.name}", task)
+
+
+def _check_inputs(task: TaskRecord, queued: bool) -> None:
+    """An unfinished task's inputs are there, or somebody makes them."""
+    missing = [dep for dep in task.deps if dep.state != DONE]
+    if task.state == WAITING:
+        if not task.n_waiting == len(missing) > 0:
+            raise _broken(f"counts {task.n_waiting} missing inputs", task, missing)
+    elif task.state == READY:
+        if missing:
+            raise _broken("is ready without its inputs", task, missing)
+        if not queued:
+            raise _broken("is ready but in no queue", task)
+    for dep in missing:
+        if dep.state not in UNFINISHED:
+            raise _broken("waits for what nobody will make", task, [dep])
 
 
 def _check_needed(scheduler: Scheduler, task: TaskRecord) -> None:
     """Somebody needs the task, and what is kept of it is what they need."""
     if task.wanted:
-        owner = scheduler.clients.get(task.owner.number)
-        _must(owner is task.owner, "is wanted by a client that left", task)
-        _must(task.state != RELEASED, "is wanted but was let go", task)
-        return
-    if task.dependents:
-        return
-    _must(task.lineage > 0, "is kept though nobody needs it", task)
-    kept_whole = task.fn is None or task.value is not None
-    right = task.state in (RELEASED, FAILED) or (task.state == DONE and kept_whole)
-    _must(right, "is needed only as a recipe but kept as a value", task)
+        if scheduler.clients.get(task.owner.number) is not task.owner:
+            raise _broken("is wanted by a client that left", task)
+        if task.state == RELEASED:
+            raise _broken("is wanted but was let go", task)
+    elif not task.dependents:
+        if task.lineage < 1:
+            raise _broken("is kept though nobody needs it", task)
+        kept_whole = task.fn is None or task.value is not None
+        if task.state not in (RELEASED, FAILED) and not (task.state == DONE and kept_whole):
+            raise _broken("is needed only as a recipe but kept as a value", task)
 
 
 def _check_counts(tasks: dict[int, TaskRecord]) -> None:
     """Who needs whom, counted from the side of those who need."""
-    lineage: Counter[int] = Counter()
-    dependents: dict[int, set[TaskRecord]] = {}
+    lineage: dict[TaskRecord, int] = {}
+    dependents: dict[TaskRecord, set[TaskRecord]] = {}
     for task in tasks.values():
-        for dep in task.deps:
-            _must(tasks.get(dep.id) is dep, "takes an input that is not in the table", task, [dep])
-            if task.state in UNFINISHED:
-                dependents.setdefault(dep.id, set()).add(task)
+        deps = task.deps
+        if not deps:
+            continue
+        unfinished = task.state in UNFINISHED
+        for dep in deps:
+            if tasks.get(dep.id) is not dep:
+                raise _broken("takes an input that is not in the table", task, [dep])
+            if unfinished:
+                dependents.setdefault(dep, set()).add(task)
             else:
-                lineage[dep.id] += 1
-        _must(len(set(task.deps)) == len(task.deps), "counts an input twice", task)
+                lineage[dep] = lineage.get(dep, 0) + 1
+        if len(deps) > 1 and len(set(deps)) != len(deps):
+            raise _broken("counts an input twice", task)
     nobody: set[TaskRecord] = set()
-    for key, task in tasks.items():
-        needing = dependents.get(key, nobody)
-        has = task.dependents.keys() if task.dependents else nobody
-        _must(has == needing, "is needed by others than it knows", task, needing ^ set(has))
-        counted = lineage[key]
-        _must(task.lineage == counted, f"counts {task.lineage} heirs, has {counted}", task)
+    for task in tasks.values():
+        needing = dependents.get(task, nobody)
+        if (task.dependents or needing) and (task.dependents or {}).keys() != needing:
+            raise _broken("is needed by others than it knows", task, needing)
+        if task.lineage != lineage.get(task, 0):
+            raise _broken(f"counts {task.lineage} heirs, has {lineage.get(task, 0)}", task)
 
 
 def _check_worker(scheduler: Scheduler, worker: WorkerRecord) -> None:
     """A worker's rows, values, credit and resources agree with its tasks."""
-    used: Counter[str] = Counter()
+    used: dict[str, float] = {}
     for key, row in worker.rows.items():
-        _must(scheduler.tasks.get(key) is row, f"is a row of {worker.name} only", row)
-        _must(row.state == ASSIGNED and row.worker is worker, f"is a row of {worker.name}", row)
-        used.update(row.options.resources)
+        if scheduler.tasks.get(key) is not row:
+            raise _broken(f"is a row of {worker.name} only", row)
+        if row.state != ASSIGNED or row.worker is not worker:
+            raise _broken(f"is a row of {worker.name} as well", row)
+        for name, amount in row.options.resources.items():
+            used[name] = used.get(name, 0.0) + amount
     for key in worker.values:
         task = scheduler.tasks.get(key)
         if task is None or worker not in (task.holders or ()):
             raise InternalError(f"worker {worker.name} holds value {key:x}, which nobody knows")
     for name, amount in worker.used.items():
-        if abs(used[name] - amount) > 1e-6:
-            raise InternalError(f"worker {worker.name} counts {amount} {name}, uses {used[name]}")
+        if abs(used.get(name, 0.0) - amount) > 1e-6:
+            raise InternalError(
+                f"worker {worker.name} counts {amount} {name}, uses {used.get(name)}"
+            )
     for name, amount in used.items():
         if amount > worker.resources.get(name, 0) + 1e-6:
             raise InternalError(f"worker {worker.name} is overbooked: {amount} {name}")
@@ -174,10 +201,9 @@ def _check_turn(scheduler: Scheduler) -> None:
             raise InternalError(f"strikes are counted of value {key:x}, which is gone")
 
 
-def _must(holds: bool, text: str, task: TaskRecord, others: Iterable[TaskRecord] = ()) -> None:
-    if not holds:
-        story = [task.story(), _counts(task), *_stories(task.deps), *_stories(others)]
-        raise InternalError(f"task {task.name} ({STATE_NAMES[task.state]}) {text}", story)
+def _broken(text: str, task: TaskRecord, others: Iterable[TaskRecord] = ()) -> InternalError:
+    story = [task.story(), _counts(task), *_stories(task.deps), *_stories(others)]
+    return InternalError(f"task {task.name} ({STATE_NAMES[task.state]}) {text}", story)
 
 
 def _counts(task: TaskRecord) -> str:

@@ -732,22 +732,16 @@ class Scheduler:
     def _requeue(self, task: TaskRecord) -> None:
         """An assigned task is the broker's again; its attempt is over.
 
-        So are the attempts of its successors that went to the same worker ahead of it: the
-        worker drops them by the same rule, without a word.
+        Successors that went to the same worker ahead of it come back by themselves: the worker
+        returns what waits for a row that ended without a value.
         """
-        stack = [(task, task.worker)]
-        while stack:
-            again, worker = stack.pop()
-            self._leave_worker(again)
-            again.n_waiting = sum(dep.state != DONE for dep in again.deps)
-            if again.n_waiting:
-                again.state = WAITING
-                self._ahead.append(again)
-            else:
-                self._make_ready(again, front=True)
-            for dependent in again.dependents or ():
-                if dependent.state == ASSIGNED and dependent.worker is worker:
-                    stack.append((dependent, worker))
+        self._leave_worker(task)
+        task.n_waiting = sum(dep.state != DONE for dep in task.deps)
+        if task.n_waiting:
+            task.state = WAITING
+            self._ahead.append(task)
+        else:
+            self._make_ready(task, front=True)
 
     def _leave_worker(self, task: TaskRecord) -> None:
         worker = task.worker

@@ -13,12 +13,12 @@ idle while another has rows that it has not begun, some of those are taken back.
 A row that waits for nothing but rows in one slot may follow them there before they have run: the
 slot keeps their results for it. So a chain of short rows never leaves its slot.
 
-What the broker knows without being told. When a row ends here without a value (it raised, killed
-its process, was dropped or given back), every row that waits for it here vanishes, and so on;
-the broker, which hears of the first, draws the same conclusion. A LOCAL value that is nowhere
-here when its row arrives is such a case that crossed on the way. Inline values made here are
-kept until the broker has acknowledged the Done that carried them: until then it may still send
-rows that call them LOCAL.
+Rows whose input will not come. When a row ends here without a value (it raised, killed its
+process, was dropped or given back), every row that waits for it here is given back in a Returned
+behind the Done that tells of the end, and so on. So is a row that comes with a LOCAL value that
+is nowhere here: its input ended while the row was on its way. Inline values made here are kept
+until the broker has acknowledged the Done that carried them: until then it may still send rows
+that call them LOCAL. Those that the broker gave are kept until it frees them.
 
 A slot that waits for a future of its own is blocked: the rows behind it come back and another
 slot runs in its place, so that parents which wait never keep their children from running.
@@ -59,6 +59,7 @@ from zfabric.messages import (
     STORED,
     VALUE,
     Done,
+    Give,
     Holds,
     Message,
     Missing,
@@ -119,10 +120,15 @@ class Supervisor:
         self._waiters: dict[int, list[tuple[Entry, int]]] = {}
         """For a value that is not here: rows that need it, and as which of their values."""
         self._inline: dict[int, bytes] = {}
+        self._given: dict[int, bytes] = {}
+        """Small values that the broker sent ahead of the rows that need them."""
         self._held: dict[int, int] = {}
         """Values in the store, with their sizes."""
         self._fetching: set[int] = set()
         self._recalled: set[int] = set()
+        self._recall_asked = False
+        self._forgotten: set[int] = set()
+        """Functions that the broker took away, but that a row here still calls."""
         self._unacked: deque[tuple[int, Sequence[int]]] = deque()
 
         self._slots: dict[int, SlotRecord] = {}
@@ -148,6 +154,7 @@ class Supervisor:
         functions, rows = self._functions, self._rows
         for function in message.functions:
             functions[function[0]] = (function[0], function[1], function[2])
+            self._forgotten.discard(function[0])
         if not functions.keys() >= set(message.fns):
             raise RemoteProtocolError("function", "a row calls a function that was not sent")
         if not rows.keys().isdisjoint(message.ids):
@@ -182,9 +189,12 @@ class Supervisor:
                 value = (dep,)
             elif dep in self._inline:
                 value = self._inline[dep]
+            elif dep in self._given:
+                value = self._given[dep]
             elif kind == LOCAL:
                 if dep not in self._rows and dep not in self._fetching:
-                    return  # It ended without a value; the broker is about to hear of it.
+                    self._return(row)  # It ended without a value, and that is on its way.
+                    return
                 waits.append((dep, index))
             else:
                 if dep not in self._fetching:
@@ -204,6 +214,7 @@ class Supervisor:
 
     def recall(self, ids: Iterable[int]) -> None:
         """Give these back unless they have begun."""
+        self._recall_asked = True
         wanted = self._rows.keys() & set(ids)
         self._recalled |= wanted
         for entry in self._withdraw(wanted):
@@ -211,25 +222,38 @@ class Supervisor:
             self._give_back(entry)
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Forget these, and what waits for them; one that has begun goes on."""
+        """Forget these; one that has begun goes on. Those that wait for them are given back."""
         entries = [entry for id_ in ids if (entry := self._rows.pop(id_, None)) is not None]
         wanted = {entry[0] for entry in entries}
         self._withdraw(wanted)
         for id_ in wanted:
-            self._vanish_waiters(id_)
+            self._return_waiters(id_)
 
     def free(self, ids: Iterable[int]) -> None:
         """Forget values."""
         gone = [id_ for id_ in ids if self._held.pop(id_, None) is not None]
         if gone:
             self._effects.append(FreeValues(gone))
+        if self._given:
+            for id_ in ids:
+                self._given.pop(id_, None)
 
-    def forget(self, fns: Sequence[int]) -> None:
-        """Forget functions."""
-        for fn in fns:
+    def give(self, message: Give) -> None:
+        """Keep small values until they are freed."""
+        self._given.update(zip(message.ids, message.payloads, strict=True))
+
+    def forget(self, fns: Iterable[int]) -> None:
+        """Forget functions, each as soon as no row here calls it."""
+        called = {entry[2] for entry in self._rows.values()}
+        for slot in self._slots.values():
+            called.update([entry[2] for entry in slot.sent])
+        asked = set(fns)
+        self._forgotten = asked & called
+        gone = asked - called
+        for fn in gone:
             self._functions.pop(fn, None)
         for slot in self._slots.values():
-            known = [fn for fn in fns if fn in slot.functions]
+            known = sorted(slot.functions & gone)
             if known:
                 slot.functions.difference_update(known)
                 self._effects.append(ForgetFunctions(slot.number, known))
@@ -324,7 +348,7 @@ class Supervisor:
                     payload = payload.nbytes.to_bytes(8, "little")
                     self._resolve(id_, (id_,))
                 else:
-                    self._vanish_waiters(id_)
+                    self._return_waiters(id_)
             ids.append(id_)
             attempts.append(entry[1])
             outcomes.append(status)
@@ -406,7 +430,7 @@ class Supervisor:
             if self._rows.get(entry[0]) is entry:
                 status = DIED
                 del self._rows[entry[0]]
-                self._vanish_waiters(entry[0])
+                self._return_waiters(entry[0])
             ids, attempts, outcomes, blobs = self._done
             ids.append(entry[0])
             attempts.append(entry[1])
@@ -439,6 +463,8 @@ class Supervisor:
     def value_fetched(self, id_: int, nbytes: int) -> None:
         """A FetchValue ended well: the value is in the store."""
         self._fetching.discard(id_)
+        if id_ in self._held:
+            return  # a row made it here meanwhile
         if not any(self._is_waiting(entry) for entry, _ in self._waiters.get(id_, ())):
             self._waiters.pop(id_, None)
             self._effects.append(FreeValues([id_]))
@@ -481,23 +507,28 @@ class Supervisor:
         if ready:
             self._ready.extendleft(reversed(ready))
 
-    def _vanish_waiters(self, id_: int) -> None:
-        """A row ended without a value: those that wait for it are no more, and so on."""
+    def _return_waiters(self, id_: int) -> None:
+        """A row ended without a value: those that wait for it are given back, and so on."""
         ended = [id_]
         while ended:
             for entry, _ in self._waiters.pop(ended.pop(), ()):
                 if self._rows.get(entry[0]) is entry:
                     del self._rows[entry[0]]
+                    self._return(entry)
                     ended.append(entry[0])
+
+    def _return(self, row: Entry) -> None:
+        """Tell the broker that this attempt will not run."""
+        self._returned[0].append(row[0])
+        self._returned[1].append(row[1])
 
     def _give_back(self, entry: Entry) -> None:
         """The broker gets a row back that has not begun, unless that vanished with another."""
         if self._rows.get(entry[0]) is not entry:
             return
         del self._rows[entry[0]]
-        self._returned[0].append(entry[0])
-        self._returned[1].append(entry[1])
-        self._vanish_waiters(entry[0])
+        self._return(entry)
+        self._return_waiters(entry[0])
 
     # --- what is to be done -------------------------------------------------------------------
 
@@ -674,8 +705,11 @@ class Supervisor:
             messages.append(Missing(self._missing))
             self._missing = []
         if self._done[0]:
+            if self._forgotten:
+                self.forget(self._forgotten)
             self._flush_done(messages, self._new_credit(now))
-        if self._returned[0]:
+        if self._returned[0] or self._recall_asked:
+            self._recall_asked = False
             messages.append(Returned(*self._returned, self._new_credit(now)))
             self._returned = ([], [])
         if self._copied:

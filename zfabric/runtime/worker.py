@@ -270,6 +270,8 @@ class Worker:
             machine.drop(message.ids)  # type: ignore[union-attr]
         elif kind is m.Free:
             machine.free(message.ids)  # type: ignore[union-attr]
+        elif kind is m.Give:
+            machine.give(message)  # type: ignore[arg-type]
         elif kind is m.Forget:
             machine.forget(message.fns)  # type: ignore[union-attr]
         elif kind is m.Relay:
