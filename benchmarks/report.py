@@ -9,25 +9,38 @@ from typing import Any
 
 from benchmarks.measure import Results, Series
 
+LABEL = 34
+"""Characters of a row's name."""
+
 
 def table(results: Results, peers: Sequence[str]) -> str:
     """One row per figure, one column per peer: the median, and below it the lowest and highest."""
-    width = 15
-    lines = [f"{'':<30}" + "".join(f"{peer:>{width}}" for peer in peers)]
+    width = max([15, *(len(peer) + 2 for peer in peers)])
+    lines = [f"{'':<{LABEL}}" + "".join(f"{peer:>{width}}" for peer in peers)]
     for (workload, metric), found in results.rows().items():
         by_peer = {series.peer: series for series in found}
         unit = found[0].unit
         cells = [number(by_peer[p].median) if p in by_peer else "-" for p in peers]
         lines.append(
-            f"{_cut(f'{workload}, {metric} ({unit})', 30):<30}"
+            f"{_cut(f'{workload}, {metric} ({unit})', LABEL):<{LABEL}}"
             + "".join(f"{cell:>{width}}" for cell in cells)
         )
         spreads = [_spread(by_peer.get(p)) for p in peers]
         if any(spreads):
-            lines.append(f"{'':<30}" + "".join(f"{cell:>{width}}" for cell in spreads))
+            lines.append(f"{'':<{LABEL}}" + "".join(f"{cell:>{width}}" for cell in spreads))
     lines += [
         f"FAILED {peer}, {workload}: {_cut(what, 200)}" for peer, workload, what in results.failures
     ]
+    return "\n".join(lines)
+
+
+def markdown(results: Results, peers: Sequence[str]) -> str:
+    """The medians as a table for a page."""
+    lines = ["| | " + " | ".join(peers) + " |", "|---|" + "---:|" * len(peers)]
+    for (workload, metric), found in results.rows().items():
+        by_peer = {series.peer: series for series in found}
+        cells = [number(by_peer[p].median) if p in by_peer else "" for p in peers]
+        lines.append(f"| {workload}, {metric}, {found[0].unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

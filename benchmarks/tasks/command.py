@@ -45,6 +45,8 @@ def main(argv: list[str]) -> int:
     if lines:
         print("\ntargets (as ratios of this run)")
         print("\n".join(lines))
+    if options.markdown:
+        print("\n" + report.markdown(results, [peer.name for peer in peers]))
     if options.json:
         report.write_json(
             options.json, machine, results, slots=options.slots, rounds=rounds, quick=options.quick
@@ -112,4 +114,5 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=0.0, help="seconds per workload for slow peers [20]"
     )
     parser.add_argument("--json", type=Path, help="write everything here as well")
+    parser.add_argument("--markdown", action="store_true", help="print a table for a page as well")
     return parser

@@ -65,6 +65,11 @@ def test_the_table_has_medians_and_spread() -> None:
     assert text.splitlines()[1].endswith(" -")
 
 
+def test_the_table_for_a_page() -> None:
+    text = report.markdown(some_results(), ["zfabric", "pool", "ray"])
+    assert text.splitlines()[2] == "| no-op map, rate, tasks/s | 100,000 | 9,050 |  |"
+
+
 def test_verdicts_are_ratios_of_one_run() -> None:
     (first, second, *_) = targets.verdicts(some_results())
     assert "11.0   must" in first
