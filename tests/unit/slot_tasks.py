@@ -58,6 +58,15 @@ def hold_gil(fifo: str) -> str:
     return "released"
 
 
+def never_end(path: str, in_c: bool) -> None:
+    """Make a file, then wait for ever; in_c: holding the GIL."""
+    Path(path).touch()
+    if in_c:
+        while True:
+            ctypes.PyDLL(None).pause()
+    threading.Event().wait()
+
+
 def wait_blocked(fifo: str) -> str:
     """Until somebody writes to the pipe, telling the worker that this row only waits."""
     from zfabric.runtime.slot_context import current
