@@ -127,7 +127,7 @@ class Calls:
         limit = self._argument_limit
         while True:
             dumped = dump_rows(islice(rows, n_rows))
-            blobs = dumped.blobs
+            blobs: list[Any] = dumped.blobs
             if not blobs:
                 return futures
             if submitter.closed_text:

@@ -72,7 +72,8 @@ class ClientExecutor(cf.Executor):
     @property
     def _max_workers(self) -> int:
         """How many tasks run at once; dask and others look here."""
-        return max(1, sum(worker["slots"] for worker in self._client.info()["workers"]))
+        slots: int = sum(worker["slots"] for worker in self._client.info()["workers"])
+        return max(1, slots)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> cf.Future[Any]:
         """Run fn(*args, **kwargs); all keywords are the function's."""

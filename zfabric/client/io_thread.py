@@ -239,6 +239,8 @@ class IoThread:
             # We slept (SIGSTOP, a suspended laptop): the broker's silence proves nothing.
             self._heard_from = now
         self._turn_at = now
+        if self._welcomed and self.submitter.rows:
+            self._send()  # a lone call leaves before anything else is looked at
         more = self._receive(now)
         while self._calls:
             self._calls.popleft()()

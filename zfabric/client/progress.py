@@ -94,7 +94,7 @@ class _Notebook:
         self._handle: Any = None
 
     def __call__(self, count: Count) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import HTML, display  # type: ignore[import-not-found]
 
         share = count.done / count.total if count.total else 1.0
         text = bar_text(count).partition("] ")[2]
