@@ -16,9 +16,12 @@ Outgoing = tuple[int, m.Message]
 def to_client(client: ClientRecord, out: list[Outgoing], settings: Settings) -> None:
     """Results, and an empty record again."""
     ids, statuses, payloads = client.ids, bytes(client.statuses), client.payloads
-    for start, end in slices(payloads, settings):
-        results = m.Results(ids[start:end], statuses[start:end], payloads[start:end])
-        out.append((client.number, results))
+    if fits(payloads, settings):
+        out.append((client.number, m.Results(ids, statuses, payloads)))
+    else:
+        for start, end in slices(payloads, settings):
+            results = m.Results(ids[start:end], statuses[start:end], payloads[start:end])
+            out.append((client.number, results))
     client.ids = []
     client.statuses = bytearray()
     client.payloads = []
@@ -40,10 +43,15 @@ def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> 
             ids = [id_ for id_, _ in worker.gives[start:end]]
             out.append((number, m.Give(ids, given[start:end])))
         worker.gives = []
-    for fn in _big_functions(worker, settings):
-        out.append((number, m.Run([fn], (), (), (), ())))
+    if worker.functions:
+        for fn in _big_functions(worker, settings):
+            out.append((number, m.Run([fn], (), (), (), ())))
     if worker.ids:
-        out.extend((number, run) for run in _runs(worker, settings))
+        if not worker.deps and fits(worker.payloads, settings):
+            run = m.Run(worker.functions, worker.ids, worker.attempts, worker.fns, worker.payloads)
+            out.append((number, run))
+        else:
+            out.extend((number, run) for run in _runs(worker, settings))
         worker.ids, worker.attempts, worker.fns = [], [], []
         worker.payloads, worker.deps, worker.functions = [], [], []
     if worker.forgets:
@@ -51,11 +59,18 @@ def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> 
         worker.forgets = []
 
 
+def fits(payloads: Sequence[bytes], settings: Settings) -> bool:
+    """Whether a column is small enough for one message."""
+    return len(payloads) <= settings.batch_rows and (
+        sum(map(len, payloads)) <= settings.batch_bytes
+    )
+
+
 def slices(payloads: Sequence[bytes], settings: Settings) -> Iterator[tuple[int, int]]:
     """Cut a column into [start, end) pieces of at most batch_rows rows and batch_bytes bytes (a
     single row may be larger)."""
     n = len(payloads)
-    if n <= settings.batch_rows and sum(map(len, payloads)) <= settings.batch_bytes:
+    if fits(payloads, settings):
         yield 0, n
         return
     start = size = 0

@@ -176,8 +176,8 @@ class Scheduler:
                 del functions[next(iter(functions))]
         tasks = self.tasks
         number = client.number
-        deps = dict(message.deps)
-        options = dict(message.options)
+        deps = dict(message.deps) if message.deps else _NONE
+        options = dict(message.options) if message.options else _NONE
         fresh: list[TaskRecord] = []
         row = 0
         for id_, fn_id, payload in zip(message.ids, message.fns, message.payloads, strict=True):
@@ -432,7 +432,8 @@ class Scheduler:
     # --- placing ------------------------------------------------------------------------------
 
     def _place(self) -> None:
-        self._follow()
+        if self._ahead:
+            self._follow()
         if self.restricted:
             self._place_restricted()
         ready = self.ready
@@ -907,6 +908,7 @@ class Scheduler:
         )
 
 
+_NONE: dict[int, Any] = {}
 _UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 
 _Handler = Callable[[Scheduler, Any, Any, float], None]
