@@ -201,7 +201,7 @@ def test_what_nobody_wants_is_freed(client: zfabric.Client, wait_until: Callable
     wait_until(lambda: client.info()["workers"][0]["values"] == 0)
     with zfabric.Client(client.address) as other:
         kept = other.scatter([numpy.zeros(100_000)])
-        assert client.info()["workers"][0]["values"] == 1
+        wait_until(lambda: client.info()["workers"][0]["values"] == 1)
         del kept
     wait_until(lambda: client.info()["workers"][0]["values"] == 0)
 
