@@ -296,7 +296,7 @@ def one(client: int, number: int, fn: int, functions: bool = True) -> m.Submit:
 def test_both_ends_forget_the_oldest_function_of_a_session(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_FUNCTIONS", 3)
+    monkeypatch.setattr(m, "MAX_FUNCTIONS", 3)
     for n in range(1, 5):
         bench.say(1, one(1, n, n))
     assert list(bench.scheduler.clients[1].functions) == [2, 3, 4]

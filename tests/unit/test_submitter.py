@@ -10,7 +10,9 @@ import pytest
 from zfabric import ids, wire
 from zfabric import messages as m
 from zfabric.config import Settings
-from zfabric.core.submitter import PENDING, Outcome, Submitter
+from zfabric.core.scheduler import Scheduler
+from zfabric.core.submitter import KEPT_FUNCTIONS, PENDING, Outcome, Submitter
+from zfabric.messages import MAX_FUNCTIONS
 
 FN = 11
 
@@ -245,3 +247,31 @@ def test_many_outcomes_at_once_have_ascending_ids() -> None:
     many = submitter.new_outcomes(FN, 3)
     assert [o.id - one.id for o in many] == [1, 2, 3]
     assert all(submitter.outcomes[o.id] is o for o in many)
+
+
+def test_functions_are_sent_again_when_the_broker_has_forgotten_them() -> None:
+    """Client and broker forget by the same rule: no row ever names a function that is unknown."""
+    submitter = Submitter()
+    submitter.welcomed(1)
+    scheduler = Scheduler()
+    scheduler.client_joined(1, "client")
+    n = 3 * MAX_FUNCTIONS
+    order = [*range(1, n), *range(1, n, 7), *range(n - 50, n), 1, 2, 3]
+    for batch in (order[:10], order[10:1500], order[1500:]):
+        for fn in batch:
+            submitter.learn((fn, "f", b"blob"))
+            submitter.rows.append((submitter.new_outcome(fn).id, fn, b"args", None, None))
+        while (message := submitter.next_message()) is not None:
+            scheduler.on_message(1, message, 0.0)
+    assert len(scheduler.tasks) == len(order)
+    assert len(scheduler.clients[1].functions) == MAX_FUNCTIONS
+    assert list(scheduler.clients[1].functions) == list(submitter._known)
+
+
+def test_a_program_that_makes_a_function_per_call_does_not_keep_them_all() -> None:
+    submitter = Submitter()
+    for fn in range(1, 3 * KEPT_FUNCTIONS):
+        submitter.learn((fn, "f", b"blob"))
+    assert len(submitter.functions) <= KEPT_FUNCTIONS
+    assert submitter.function_name(3 * KEPT_FUNCTIONS - 1) == "f"
+    assert submitter.function_name(1) == "task"

@@ -52,8 +52,8 @@ class Future(Reference):
     def key(self) -> str:
         """The task's name for people: the function's name and a number, or the key given."""
         outcome = self._outcome
-        entry = self._client._submitter.functions.get(outcome.fn)
-        return f"{entry[1] if entry else 'data'}-{ids.counter_of(outcome.id)}"
+        name = self._client._submitter.function_name(outcome.fn) if outcome.fn else "data"
+        return f"{name}-{ids.counter_of(outcome.id)}"
 
     @property
     def client(self) -> Client:

@@ -46,10 +46,6 @@ from zfabric.errors import RemoteProtocolError
 from zfabric.ids import COUNTER_BITS
 from zfabric.messages import DIED, ERROR, INLINE, LOCAL, REMOTE, STORED, VALUE, Dependency
 
-MAX_FUNCTIONS = 1024
-"""Functions that a client may name without sending them again. Both ends forget the oldest one
-with each registration beyond, so neither has to tell the other."""
-
 MAX_KNOWN = 2048
 """Functions that a worker is trusted to remember before the oldest is taken from it."""
 
@@ -172,8 +168,6 @@ class Scheduler:
         for fn_id, name, blob in message.functions:
             functions.pop(fn_id, None)
             functions[fn_id] = FunctionRecord(fn_id, name, blob)
-            if len(functions) > MAX_FUNCTIONS:
-                del functions[next(iter(functions))]
         tasks = self.tasks
         number = client.number
         deps = dict(message.deps) if message.deps else _NONE
@@ -194,6 +188,9 @@ class Scheduler:
             else:
                 self._make_ready(task)
             row += 1
+        # Only now: the rows may name functions that those which came with them push out.
+        while len(functions) > m.MAX_FUNCTIONS:
+            del functions[next(iter(functions))]
         self.n_submitted += row
         if fresh:
             self.ready.extend(client, fresh)

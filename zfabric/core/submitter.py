@@ -32,6 +32,7 @@ from zfabric.config import DEFAULTS, Settings
 from zfabric.messages import (
     CANCELLED,
     LOST,
+    MAX_FUNCTIONS,
     STORED,
     Ask,
     Cancel,
@@ -46,6 +47,8 @@ from zfabric.messages import (
 
 PENDING = -1
 """An outcome's status before any of those in `messages`."""
+
+KEPT_FUNCTIONS = 8 * MAX_FUNCTIONS
 
 LOADED = 64
 """A status of the client's own: the value has been unpickled and lies in `outcome.value`."""
@@ -91,8 +94,10 @@ class Submitter:
         self._settings = settings
         self._counter = count()
         self._base = 0
-        self._known: set[int] = set()
-        """Functions that the broker has seen from this session."""
+        self._known: dict[int, None] = {}
+        """Functions that the broker knows from this session, as first sent; see MAX_FUNCTIONS."""
+        self._older: dict[int, tuple[int, str, bytes]] = {}
+        """Functions that were not looked up for a long time; the next ones to be forgotten."""
         self._urgent: deque[Message] = deque()
         self._named: deque[Message] = deque()
         """Messages that may name rows still queued."""
@@ -114,6 +119,21 @@ class Submitter:
         made = [Outcome(base | number, fn) for number in islice(self._counter, n)]
         self.outcomes.update([(outcome.id, outcome) for outcome in made])
         return made
+
+    def learn(self, function: tuple[int, str, bytes]) -> None:
+        """Keep a function's id, name and blob for the rows that are about to name it.
+
+        A program that makes a new function for each call must not keep them all. Two generations
+        leave thousands of calls between the moment when a function was looked up and its end.
+        """
+        if len(self.functions) >= KEPT_FUNCTIONS:
+            self._older, self.functions = self.functions, {}
+        self.functions[function[0]] = function
+
+    def function_name(self, fn: int) -> str:
+        """A function's name for people, "task" when it has been forgotten."""
+        known = self.functions.get(fn) or self._older.get(fn)
+        return known[1] if known else "task"
 
     def has_work(self) -> bool:
         """Whether next_message() would give one."""
@@ -169,8 +189,10 @@ class Submitter:
             payloads.append(payload)
             room -= len(payload)
             if fn not in known:
-                known.add(fn)
-                functions.append(self.functions[fn])
+                known[fn] = None
+                if len(known) > MAX_FUNCTIONS:
+                    del known[next(iter(known))]
+                functions.append(self.functions.get(fn) or self._older[fn])
                 room -= len(functions[-1][2])
             if row_deps is not None:
                 deps.append((row, row_deps))

@@ -125,7 +125,7 @@ class ClientRecord:
         self.name = name
         self.depth = depth
         self.functions: dict[int, FunctionRecord] = {}
-        """Those that its rows may name, oldest first; see scheduler.MAX_FUNCTIONS."""
+        """Those that its rows may name, oldest first; see messages.MAX_FUNCTIONS."""
         self.ids: list[int] = []
         self.statuses = bytearray()
         self.payloads: list[bytes] = []
