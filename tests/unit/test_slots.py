@@ -228,11 +228,13 @@ def test_a_death_is_blamed_on_the_row_that_ran(
     assert len(c.deaths) == 1
 
 
-def test_a_task_that_closes_all_descriptors_has_ended_well(crew: Callable[..., Crew]) -> None:
+def test_a_task_that_closes_all_descriptors_harms_no_other(crew: Callable[..., Crew]) -> None:
     c = crew(1)
     ids = [c.submit(os.closerange, 3, 100), c.submit(add, 1, 2)]
     c.wait(*ids)
-    assert c.value(ids[0]) is None and c.value(ids[1]) == 3 and len(c.deaths) == 1
+    # Its slot is gone either way; the row may have ended before that was seen.
+    assert c.outcomes[ids[0]][0] in (VALUE, DIED)
+    assert c.value(ids[1]) == 3 and len(c.deaths) == 1
 
 
 def test_a_slot_that_dies_idle_is_replaced(crew: Callable[..., Crew]) -> None:

@@ -666,3 +666,19 @@ def test_a_fetched_value_that_a_row_made_meanwhile_stays() -> None:
     bench.effects()
     bench.machine.value_fetched(9, 100)
     assert not [e for e in bench.effects() if isinstance(e, FreeValues)]
+
+
+def test_an_answer_is_expected_soon_from_a_lone_short_row_only() -> None:
+    bench = Bench(2)
+    bench.run(1)
+    (slot,) = bench.sent()
+    assert not bench.machine.answers_soon(0.001), "nobody knows how long it takes"
+    bench.done(slot, b"", busy_s=1e-5)
+    assert not bench.machine.answers_soon(0.001), "nothing runs"
+    bench.run(2)
+    assert not bench.machine.answers_soon(0.001), "it is not in a slot yet"
+    bench.sent()
+    assert bench.machine.answers_soon(0.001)
+    bench.run(*range(3, 9))
+    bench.sent()
+    assert not bench.machine.answers_soon(0.001), "many are reported together"

@@ -757,6 +757,16 @@ class Supervisor:
         quiet = [now - s.quiet_since for s in slots if s.sent and not s.blocked]
         return n_blocked + self._pace.credit(self._n_slots, quiet[: self._n_slots])
 
+    def answers_soon(self, within_s: float) -> bool:
+        """Whether a few short rows run and nothing else is to be done: a slot will report at
+        once, where many would be reported after 1 ms of work."""
+        return (
+            0.0 < self._pace.row_s < within_s / 2
+            and 0 < len(self._rows) <= self._n_slots
+            and not self._ready
+            and self.n_running > 0
+        )
+
     @property
     def n_rows(self) -> int:
         """Rows held."""

@@ -64,6 +64,9 @@ NO_ANSWER_S = 5.0
 
 LOAD_S = 1.0
 
+SOON_S = 0.001
+"""How long a turn may wait for the slots alone: what epoll can count."""
+
 START_OVER_S = 0.3
 
 
@@ -97,6 +100,7 @@ class Worker:
         self._epoll = select.epoll()
         self._slots = Slots(kind)
         self._slot_by_fd: dict[int, int] = {}
+        self._events: list[tuple[int, int]] = []
         self._store = Store()
         self._machine = Supervisor(n_slots, settings=settings, now=now)
         self._session = Session(new_token(), settings=settings, now=now)
@@ -135,9 +139,11 @@ class Worker:
         while not self._stop.requested:
             ready = self._poller.wait(self._sleep_s(monotonic()))
             now = monotonic()
+            received = False
             for thing in ready:
                 if thing is self._channel:
                     self._receive(now)
+                    received = True
                 elif thing == slots_fd:
                     self._read_slots(now)
                 elif thing is self._listener:
@@ -149,12 +155,25 @@ class Worker:
             if now >= self._tick_at:
                 self._tick(now)
             self._act(now)
+            if received and self._machine.answers_soon(SOON_S) and self._epoll_waits(SOON_S):
+                now = monotonic()
+                self._read_slots(now)
+                self._act(now)
             self._speak(now)
             if self._machine.failure or self._refused:
                 log.error("%s", self._refused or self._machine.failure)
                 return 1
         log.info("worker stops: %s", self._stop.requested)
         return 0
+
+    def _epoll_waits(self, most_s: float) -> bool:
+        """Whether a slot says something within so short a time.
+
+        The full Poller asks libzmq about four sockets, twice; for a lone short row, whose result
+        is back before that is done, waiting for the slots alone saves a third of the turn.
+        """
+        self._events = self._epoll.poll(most_s)
+        return bool(self._events)
 
     def _sleep_s(self, now: float) -> float:
         wake = self._tick_at
@@ -441,7 +460,8 @@ class Worker:
 
     def _read_slots(self, now: float) -> None:
         machine = self._machine
-        for fd, events in self._epoll.poll(0):
+        ready, self._events = self._events or self._epoll.poll(0), []
+        for fd, events in ready:
             number = self._slot_by_fd[fd]
             link = self._slots.links[number]
             if events & select.EPOLLOUT:
