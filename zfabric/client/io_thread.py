@@ -334,7 +334,10 @@ class IoThread:
                 return False
             if not frames:
                 log.debug("the connection to %s broke; redialling", self.address)
-                self._session.reconnected()
+                if self._welcomed:
+                    # Before that a Beat would be the first that the broker hears of us, and it
+                    # refuses sessions that it does not know.
+                    self._session.reconnected()
                 self._hello_at = now
                 continue
             try:
