@@ -81,6 +81,8 @@ class Client:
         self.name = name or f"client-{os.getpid()}"
         self._lock = threading.RLock()
         self._io = IoThread(self.address, self.name, fabric.depth, self._settings)
+        if self._fabric is not None:
+            self._io.broker_ended = self._fabric.broker_ended
         self._submitter = self._io.submitter
         self._drop = self._submitter.released.append
         self._callbacks = Callbacks()

@@ -74,6 +74,8 @@ class IoThread:
         """Messages that were dropped because they made no sense."""
         self.fetcher: Fetcher | None = None
         """Moves values; only for this thread, None before it begins and after it has ended."""
+        self.broker_ended: Callable[[], str] | None = None
+        """Tells how a broker of our own ended, "" while it runs; None: it is not ours."""
         self.at_end: list[Callable[[], object]] = []
         """Called when the thread ends."""
         self._depth = depth
@@ -83,6 +85,8 @@ class IoThread:
         self._ready = Alarm()
         self._error: ZFabricError | None = None
         self._closing = False
+        self._cut = False
+        """The connection broke, and nothing has arrived since."""
         self._pid = os.getpid()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._channel: Channel | None = None
@@ -247,6 +251,8 @@ class IoThread:
         if self._welcomed:
             wake_at = min(self._session.tick(now), now + RELEASE_S)
             self._watch_broker(now)
+            if self._cut:
+                self._look_after_own_broker()
         else:
             wake_at = self._say_hello(now)
         fetcher = self.fetcher
@@ -339,6 +345,7 @@ class IoThread:
                     # refuses sessions that it does not know.
                     self._session.reconnected()
                 self._hello_at = now
+                self._cut = True
                 continue
             try:
                 header, message = wire.decode(frames)
@@ -346,6 +353,7 @@ class IoThread:
                     if self._session.receive(header, message, now):
                         self._take(header, message)
                     self._heard_from = now
+                    self._cut = False
             except RemoteProtocolError as exc:
                 self.n_garbage += 1
                 log.warning("dropped a message from %s: %s", self.address, exc)
@@ -391,6 +399,13 @@ class IoThread:
         dead_s = self.settings.dead_s
         if now - max(self._heard_from, self._session.last_heard) > dead_s:
             self._lose_session(f"the broker at {self.address} was silent for {dead_s:.3g} s")
+
+    def _look_after_own_broker(self) -> None:
+        """A broker of another host may come back; a child of this process will not."""
+        text = self.broker_ended() if self.broker_ended is not None else ""
+        if text:
+            self._wake_up(self.submitter.session_lost(text))
+            raise TransportError(text)
 
     def _lose_session(self, text: str) -> None:
         log.warning("%s; what was pending is lost, connecting anew", text)

@@ -258,14 +258,18 @@ class Scheduler:
                 self._fail(task, m.LOST, text_payload(text))
 
     def ask(self, client: ClientRecord, message: m.Ask, now: float) -> None:
-        """A question. "locate" is answered by Results rows, now or once the value is there."""
+        """A question. "locate" says that a value could not be fetched from where it was said to
+        be; it is answered by Results rows, now or once the value has been made again."""
         if message.what == "locate":
             for id_ in message.about:
                 task = self.tasks.get(id_)
                 if task is None:
                     self._say_row(client, id_, m.LOST, text_payload("the broker does not know it"))
-                elif task.state in (DONE, FAILED):
+                    continue
+                self._strike(task, f"client {client.name}")
+                if task.state in (DONE, FAILED):
                     self._tell(task)
+            self._let_go()
         elif message.what != "info":
             raise RemoteProtocolError("ask", f"nobody can tell {message.what!r}")
 
@@ -347,12 +351,8 @@ class Scheduler:
         """Values that a worker could not fetch from anywhere."""
         for id_ in message.ids:
             task = self.tasks.get(id_)
-            if task is None or task.state != DONE or task.value is not None:
-                continue
-            strikes = self._strikes[id_] = self._strikes.get(id_, 0) + 1
-            if strikes >= MAX_STRIKES or not task.holders:
-                self._free_copies(task)
-                self._value_lost(task, f"worker {worker.name} could not fetch it from anywhere")
+            if task is not None:
+                self._strike(task, f"worker {worker.name}")
         self._let_go()
 
     def holds(self, worker: WorkerRecord, message: m.Holds, now: float) -> None:
@@ -798,6 +798,16 @@ class Scheduler:
                 dependent.state = WAITING
                 dependent.n_waiting = 1
         self._make_again(task)
+
+    def _strike(self, task: TaskRecord, who: str) -> None:
+        """Somebody could not fetch a stored value. Once may be chance; in the end its copies are
+        taken for unreachable."""
+        if task.state != DONE or task.value is not None:
+            return
+        strikes = self._strikes[task.id] = self._strikes.get(task.id, 0) + 1
+        if strikes >= MAX_STRIKES or not task.holders:
+            self._free_copies(task)
+            self._value_lost(task, f"{who} could not fetch it from anywhere")
 
     def _drop_inputs(self, task: TaskRecord, keep_recipe: bool) -> None:
         """A task has its outcome and needs its inputs no more, but perhaps their recipes: a

@@ -99,6 +99,14 @@ class LocalFabric:
         """Start one more worker; it joins when it is up."""
         self._start_worker(self.address, slots or self.slots, resources or self._resources)
 
+    def broker_ended(self) -> str:
+        """How the broker ended by itself, in a sentence; "" while it runs."""
+        code = self._processes[0].poll() if self._processes else None
+        if code is None:
+            return ""
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"the local broker (pid {self._processes[0].pid}) ended: {how}; make a new Client"
+
     def close(self) -> None:
         """End all processes, within 2 s, and leave nothing behind. Closing twice is fine."""
         self._finalizer()
@@ -121,7 +129,12 @@ class LocalFabric:
     def _start_broker(self, listen: str, workers_at_once: int) -> str:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            self._start(BROKER_MODULE, {"address": listen, "ready_fd": ready_write}, [ready_write])
+            options = {
+                "address": listen,
+                "ready_fd": ready_write,
+                "orphaned_directory": self._directory,
+            }
+            self._start(BROKER_MODULE, options, [ready_write])
             os.close(ready_write)
             ready_write = -1
             # An ipc address is known before the broker listens there: workers start beside it.

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,7 @@ def serve(
     announce: Callable[[str], None] | None = None,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
+    orphaned_directory: str | None = None,
     settings: Settings | None = None,
 ) -> int:
     """Run a broker until SIGTERM, SIGINT or the end of the lifeline. Returns the exit code.
@@ -152,6 +154,7 @@ def serve(
     address: where to listen.  strict: a used port is an error, not a reason to take the next.
     connection_file: where to write {"address": ...} once it listens.
     announce: called with the lines that tell people how to join.
+    orphaned_directory: removed when the lifeline ends, as the parent cannot do it any more.
     """
     with StopRequest(lifeline_fd) as stop:
         try:
@@ -181,6 +184,8 @@ def serve(
             listener.close(linger_s=0.2)
             if connection_file is not None:
                 Path(connection_file).unlink(missing_ok=True)
+            if orphaned_directory is not None and stop.orphaned:
+                shutil.rmtree(orphaned_directory, ignore_errors=True)
     log.info("broker stopped: %s", why)
     return 0
 

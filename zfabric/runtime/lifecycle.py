@@ -21,6 +21,8 @@ class StopRequest:
     def __init__(self, lifeline_fd: int | None = None) -> None:
         self.lifeline_fd = lifeline_fd
         self.requested = ""
+        self.orphaned = False
+        """The lifeline ended."""
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> StopRequest:
@@ -54,6 +56,7 @@ class StopRequest:
         """One of the descriptors is readable."""
         if fd == self.lifeline_fd:
             self.requested = self.requested or "its parent is gone"
+            self.orphaned = True
         else:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read_fd, 4096)
