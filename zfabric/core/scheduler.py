@@ -228,9 +228,11 @@ class Scheduler:
         """Run failed tasks again, with a clean record."""
         for id_ in message.ids:
             task = self.tasks.get(id_)
-            if task is None or task.owner is not client or task.state != FAILED:
+            if task is None or task.owner is not client or task.state in _UNFINISHED:
                 continue
-            if task.fn is None:
+            if task.state != FAILED or task.fn is None:
+                # It ended well before the client's Cancel came, and the client forgot that; or
+                # it takes what cannot be had.
                 self._tell(task)
                 continue
             task.history = None
