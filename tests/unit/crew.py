@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any
 
 from zfabric.codec.arguments import dump_call
@@ -121,6 +121,8 @@ class Crew:
             batch = links[effect.slot].peek()
             if batch is not None:
                 self.machine.slot_done(effect.slot, *batch, now)
+            if links[effect.slot].is_settled(monotonic_ns()):
+                self.machine.slot_settled(effect.slot)
         elif isinstance(effect, KeepValue):
             self.store.put(effect.id, effect.value)  # type: ignore[arg-type]
         elif isinstance(effect, FreeValues):

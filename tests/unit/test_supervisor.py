@@ -452,18 +452,30 @@ def test_an_idle_slot_takes_rows_from_one_that_is_stuck() -> None:
     assert bench.effects() == [TakeBack(first[0], 2), PeekSlot(first[0])]
     bench.machine.taken_back(first[0], 2)
     assert bench.sent() == {second[0]: first[1][1:]}
+    bench.machine.slot_settled(first[0])
     bench.now += 1
     assert bench.effects() == [PeekSlot(second[0])], "a slot with nothing to take is left alone"
 
 
-def test_a_slot_that_is_stuck_is_peeked_at_once() -> None:
+def test_a_slot_that_is_quiet_is_peeked_until_nothing_can_be_hidden() -> None:
     bench = Bench(1)
     bench.run(1, 2)
     bench.sent()
-    assert bench.machine.wake_at(bench.now) == pytest.approx(bench.now + STUCK_S)
-    bench.now += STUCK_S * 1.01
-    assert bench.effects() == [PeekSlot(1)]
+    pause = STUCK_S
+    for _ in range(3):
+        wake = bench.machine.wake_at(bench.now)
+        assert wake == pytest.approx(bench.now + pause)
+        bench.now = wake
+        assert bench.effects() == [PeekSlot(1)]
+        pause *= 2
+    bench.machine.slot_settled(1)
     assert bench.machine.wake_at(bench.now) is None
+    bench.now += 10
+    assert bench.effects() == []
+    bench.done(1, b"v1")
+    bench.run(3)
+    bench.sent()
+    assert bench.machine.wake_at(bench.now) == pytest.approx(bench.now + STUCK_S)
 
 
 # --- deaths -----------------------------------------------------------------------------------

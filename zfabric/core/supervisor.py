@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from msgpack import packb
@@ -49,7 +50,14 @@ from zfabric.core.supervisor_effects import (
     StopSlot,
     TakeBack,
 )
-from zfabric.core.supervisor_rows import NOWHERE, SCATTERED, Entry, Linked, SlotRecord
+from zfabric.core.supervisor_rows import (
+    NOWHERE,
+    SCATTERED,
+    STUCK_S,
+    Entry,
+    Linked,
+    SlotRecord,
+)
 from zfabric.errors import InternalError, RemoteProtocolError
 from zfabric.messages import (
     CANCELLED,
@@ -70,9 +78,6 @@ from zfabric.messages import (
 SLOT_NBYTES = 64 * 1024
 """Payload bytes in a slot's socket, above which only a single row is added: half its buffer."""
 
-STUCK_S = 0.003
-"""A slot that has not reported for so long is in a long row: slots report after 1 ms of work."""
-
 STEAL_S = 0.001
 """Work that another slot must have before an idle one takes some of it: taking back costs two
 hops of 50 us and stops the flow to that slot meanwhile."""
@@ -83,6 +88,8 @@ saves is nothing, and the place that it takes is something."""
 
 MAX_SPARES = 2
 """Parked slots kept for the next time that a parent waits."""
+
+MAX_PEEK_PAUSE_S = 0.05
 
 CREDIT_S = 0.02
 """Between two looks whether the credit that was told last is still about right."""
@@ -300,7 +307,7 @@ class Supervisor:
         """The slot is ready for rows."""
         slot = self._slots[number]
         slot.started = True
-        slot.quiet_since = now
+        slot.heard(now)
         self._slots_changed = True
         self._failed_starts = 0
 
@@ -319,8 +326,7 @@ class Supervisor:
         if busy_s:
             self._pace.sample(busy_s, n_rows)
         slot.nbytes *= 1.0 - n_rows / len(sent)
-        slot.quiet_since = now
-        slot.peeked = False
+        slot.heard(now)
         if slot.parked:
             self._slots_changed = True
         rows, waiters, inline, next_entry = self._rows, self._waiters, self._inline, sent.popleft
@@ -357,6 +363,11 @@ class Supervisor:
     def slot_reset(self, number: int) -> None:
         """The slot knows that rows were taken back."""
         self._slots[number].resetting = False
+
+    def slot_settled(self, number: int) -> None:
+        """Part of the answer to a PeekSlot: it keeps nothing to itself, and will report when its
+        running row ends."""
+        self._slots[number].peek_at = inf
 
     def taken_back(self, number: int, count: int) -> None:
         """The last `count` rows sent are not the slot's any more: the answer to a TakeBack."""
@@ -541,8 +552,9 @@ class Supervisor:
         if not self._ready:
             self._steal(now)
         for slot in self._slots.values():
-            if len(slot.sent) > 1 and not slot.peeked and now - slot.quiet_since >= STUCK_S:
-                slot.peeked = True
+            if len(slot.sent) > 1 and now >= slot.peek_at:
+                slot.peek_pause = min(2 * slot.peek_pause, MAX_PEEK_PAUSE_S)
+                slot.peek_at = now + slot.peek_pause
                 self._effects.append(PeekSlot(slot.number))
         effects, self._effects = self._effects, []
         return effects
@@ -553,9 +565,8 @@ class Supervisor:
         if self._start_at > now and self._n_active() < self._n_slots:
             wake = self._start_at
         for slot in self._slots.values():
-            if len(slot.sent) > 1 and not slot.peeked:
-                at = slot.quiet_since + STUCK_S
-                wake = at if wake is None or at < wake else wake
+            if len(slot.sent) > 1 and slot.peek_at < (inf if wake is None else wake):
+                wake = slot.peek_at
         return wake
 
     def _n_active(self) -> int:
@@ -615,8 +626,7 @@ class Supervisor:
         nbytes = slot.nbytes
         may_follow = 0.0 < self._pace.row_s < FOLLOW_S
         if not sent:
-            slot.quiet_since = now
-            slot.peeked = False
+            slot.heard(now)
         while True:
             if followers:
                 if len(sent) >= depth:

@@ -38,7 +38,11 @@ class TakeBack(NamedTuple):
 
 
 class PeekSlot(NamedTuple):
-    """Look for rows that the slot finished but did not report, as a long one came after them."""
+    """Look for rows that the slot finished but did not report, as a long one came after them.
+
+    Answer with slot_done() for what was found, and then with slot_settled() if the running row
+    has lasted so long that the slot will report when it ends; else the question comes again.
+    """
 
     slot: int
 

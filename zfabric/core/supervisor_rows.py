@@ -11,6 +11,9 @@ from typing import Any
 
 Entry = tuple[Any, ...]
 
+STUCK_S = 0.003
+"""A slot that has not reported for so long is in a long row: slots report after 1 ms of work."""
+
 NOWHERE = -1
 """Linked.home: none of the rows that it waits for is in a slot."""
 SCATTERED = -2
@@ -43,7 +46,8 @@ class SlotRecord:
     sent: entries in it that it has not reported, in the order in which they run; all but the
     first may not have begun.  followers: entries that may be sent behind those they wait for.
     quiet_since: when it last reported, or got its first row after being idle; seconds.
-    peeked: nothing that it keeps to itself is left since.
+    peek_at, peek_pause: when to look for results that it keeps to itself, and how long after
+    that again.
     """
 
     __slots__ = (
@@ -54,7 +58,8 @@ class SlotRecord:
         "nbytes",
         "number",
         "parked",
-        "peeked",
+        "peek_at",
+        "peek_pause",
         "quiet_since",
         "resetting",
         "sent",
@@ -76,8 +81,13 @@ class SlotRecord:
         """Rows were taken back, and it has not said yet that it knows."""
         self.bare = False
         """No row can be taken back: those in it have begun, or were asked for in vain."""
+        self.heard(now)
+
+    def heard(self, now: float) -> None:
+        """It reported, or has its first row."""
         self.quiet_since = now
-        self.peeked = False
+        self.peek_at = now + STUCK_S
+        self.peek_pause = STUCK_S
 
     @property
     def takes_rows(self) -> bool:

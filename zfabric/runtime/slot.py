@@ -31,10 +31,9 @@ from zfabric.messages import ERROR, VALUE
 from zfabric.runtime import slot_context
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.slot_context import SlotContext
-from zfabric.runtime.slot_protocol import BATCH_END
+from zfabric.runtime.slot_protocol import BATCH_END, FLUSH_NS
 from zfabric.runtime.slot_values import MISSING, InFile, inlay, mapped, outlay
 
-FLUSH_NS = 1_000_000
 FLUSH_ROWS = 128
 RECV_NBYTES = 1 << 16
 ANCILLARY = socket.CMSG_SPACE(4 * 64)
@@ -149,7 +148,7 @@ class Slot:
                 self._end = end
                 words[2] = claimed
                 now = monotonic_ns()
-                if now - batch_ns < FLUSH_NS and claimed < flush_at:
+                if now - batch_ns <= FLUSH_NS and claimed < flush_at:
                     continue
                 self._spent_ns = now - batch_ns
                 self._flush()

@@ -236,6 +236,12 @@ class SlotLink:
             return None
         return self._batch(first, body, finished - first, 0, -1)
 
+    def is_settled(self, now_ns: int) -> bool:
+        """After peek(): whether the running row has begun long enough ago for the slot to report
+        as soon as it ends, so that nothing can be kept back behind it."""
+        hidden = self._words[p.FINISHED] > self._n_reported
+        return not hidden and self.is_running() and now_ns - self.started_ns() > p.FLUSH_NS
+
     def is_running(self) -> bool:
         """Whether a row had begun and not ended; after peek(), it is the first one not reported."""
         return self._words[p.CLAIMED] > max(self._words[p.FINISHED], self._n_reported)

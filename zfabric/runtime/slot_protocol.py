@@ -71,6 +71,9 @@ BATCH = N_WORDS * 8 + RESULTS_HEAD.size
 PAGE_NBYTES = 1 << 17
 BATCH_END = PAGE_NBYTES
 
+FLUSH_NS = 1_000_000
+"""A slot reports after a row that ends later than this after the batch's first one began."""
+
 MAX_BODY = 1 << 20
 """Bytes of a frame's body; more goes through a file."""
 

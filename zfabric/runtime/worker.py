@@ -15,7 +15,7 @@ import resource
 import select
 import socket
 import sys
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any
 
 from zfabric import __version__, transport, wire
@@ -485,9 +485,12 @@ class Worker:
                 self._bury(number, now)
 
     def _peek(self, number: int, now: float) -> None:
-        batch = self._slots.links[number].peek()
+        link = self._slots.links[number]
+        batch = link.peek()
         if batch is not None:
             self._machine.slot_done(number, *batch, now)
+        if link.is_settled(monotonic_ns()):
+            self._machine.slot_settled(number)
 
     def _bury(self, number: int, now: float) -> None:
         """A slot is gone: save what it had finished, blame what it ran."""
