@@ -23,6 +23,7 @@ from msgpack import packb
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
+from zfabric.core.direct import DirectSession
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
@@ -46,7 +47,9 @@ class SessionRecord:
 
     __slots__ = ("gone_at", "hello", "name", "number", "peer", "peers", "session")
 
-    def __init__(self, number: int, name: str, hello: m.Hello, session: Session) -> None:
+    def __init__(
+        self, number: int, name: str, hello: m.Hello, session: Session | DirectSession
+    ) -> None:
         self.number = number
         self.name = name
         self.hello = hello
@@ -56,6 +59,11 @@ class SessionRecord:
         self.peers: list[Peer] = []
         """The connections that it was heard on and that are not known to be broken."""
         self.gone_at: float | None = None
+
+    @property
+    def direct(self) -> bool:
+        """Whether it lives in this process."""
+        return isinstance(self.session, DirectSession)
 
 
 class BrokerMachine:
@@ -125,18 +133,30 @@ class BrokerMachine:
                 return
             if record.session.has_unsent:
                 self.dirty[record] = None
-            if kind is m.Relay:
-                self._relay(record, message)
-            elif kind is m.Bye:
-                self._end(record, "said good-bye", now)
-            elif kind is m.Ask and message.what == "info":  # type: ignore[union-attr]
-                self._answer(record, message.request, self.info(now))  # type: ignore[union-attr]
-            else:
-                self.scheduler.on_message(record.number, message, now)
+            self.deliver(record, message, now)
         except RemoteProtocolError as exc:
             self._bad(peer, exc)
             self._reply(peer, record.session.token, m.Refuse("protocol", str(exc)))
             self._end(record, f"broke the protocol: {exc}", now)
+
+    def deliver(self, record: SessionRecord, message: m.Message, now: float) -> None:
+        """A message that its session has let through. Raises RemoteProtocolError when it makes no
+        sense from that peer."""
+        kind = type(message)
+        if kind is m.Relay:
+            self._relay(record, message)
+        elif kind is m.Bye:
+            self._end(record, "said good-bye", now)
+        elif kind is m.Ask and message.what == "info":  # type: ignore[union-attr]
+            self._answer(record, message.request, self.info(now))  # type: ignore[union-attr]
+        else:
+            self.scheduler.on_message(record.number, message, now)
+
+    def attach(self, hello: m.Hello, token: int, now: float) -> SessionRecord:
+        """A worker in this very process: a session without a wire, for as long as we live."""
+        record = self._add(hello, DirectSession(token, self.epoch), now)
+        self._welcome(record)
+        return record
 
     def gone(self, peer: Peer, now: float) -> None:
         """A peer's connection broke."""
@@ -161,7 +181,8 @@ class BrokerMachine:
             session = record.session
             if asleep:
                 # While we slept nobody could be heard: that silence is ours.
-                session.last_heard = min(now, session.last_heard + asleep)
+                if not record.direct:
+                    session.last_heard = min(now, session.last_heard + asleep)
                 if record.gone_at is not None:
                     record.gone_at = min(now, record.gone_at + asleep)
             silent = now - session.last_heard
@@ -204,7 +225,7 @@ class BrokerMachine:
         info = self.scheduler.info()
         for worker in info["workers"]:
             record = self.by_number[worker["number"]]
-            worker["silent_s"] = round(now - record.session.last_heard, 3)
+            worker["silent_s"] = round(max(0.0, now - record.session.last_heard), 3)
         info["address"] = self.address
         info["version"] = self.version
         info["python"] = self.python
@@ -233,21 +254,25 @@ class BrokerMachine:
             )
             self._reply(peer, header.token, refusal)
             return
+        session = Session(header.token, self.epoch, settings=self.settings, now=now)
+        record = self._add(hello, session, now)
+        self._heard_on(record, peer)
+        self._welcome(record)
+
+    def _add(self, hello: m.Hello, session: Session | DirectSession, now: float) -> SessionRecord:
         number = self._next_number
         self._next_number += 1
-        session = Session(header.token, self.epoch, settings=self.settings, now=now)
         name = self._unique(hello.name or f"{hello.host}-{hello.pid}")
         record = SessionRecord(number, name, hello, session)
-        self.sessions[header.token] = record
+        self.sessions[session.token] = record
         self.by_number[number] = record
-        self._heard_on(record, peer)
         if hello.role == m.WORKER:
             self.scheduler.worker_joined(_worker_record(number, name, hello, now), now)
             self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
             self.scheduler.client_joined(number, name, hello.depth)
             self.log.append((logging.INFO, f"client {name} joined"))
-        self._welcome(record)
+        return record
 
     def _why_not(self, header: Header, hello: m.Hello) -> m.Refuse | None:
         if header.version != PROTOCOL or (
@@ -348,7 +373,7 @@ class BrokerMachine:
         """Pass frames on, unread. A target that is gone says nothing: who asks, asks again."""
         assert isinstance(message, m.Relay)
         target = self.by_number.get(message.peer)
-        if target is not None and target.peer is not None:
+        if target is not None and (target.peer is not None or target.direct):
             target.session.post(m.Relay(record.number, message.frames))
             self.dirty[target] = None
 

@@ -36,45 +36,54 @@ RETRY_FULL_S = 0.005
 class BrokerLoop:
     """Receive, decide, send, until asked to stop."""
 
-    def __init__(self, listener: Listener, machine: BrokerMachine, stop: StopRequest) -> None:
-        self._listener = listener
-        self._machine = machine
+    def __init__(
+        self, listener: Listener, machine: BrokerMachine, stop: StopRequest, poller: Poller
+    ) -> None:
+        self.listener = listener
+        self.machine = machine
         self._stop = stop
         self._drain = DRAIN
-        self._poller = Poller()
-        self._poller.add(listener)
+        self._tick_at = 0.0
+        self._full = False
+        self._poller = poller
+        poller.add(listener)
         for fd in stop.fds:
-            self._poller.add(fd)
+            poller.add(fd)
 
     def run(self) -> str:
         """Returns why it ended."""
-        machine, stop, poller = self._machine, self._stop, self._poller
-        tick_at = monotonic()
-        full = False
+        stop, poller = self._stop, self._poller
         while not stop.requested:
-            timeout = 0.0 if machine.dirty and not full else tick_at - monotonic()
-            if full:
-                timeout = min(timeout, RETRY_FULL_S)
-            ready = poller.wait(max(0.0, timeout))
+            ready = poller.wait(self.sleep_s(monotonic()))
             for thing in ready:
-                if thing is not self._listener:
+                if thing is not self.listener:
                     stop.check(thing)
-            now = monotonic()
-            self._receive(now)
-            if now >= tick_at:
-                tick_at = machine.tick(now)
-            machine.turn()
-            full = self._send()
-            if machine.log:
-                self._log()
-        machine.close()
-        self._send()
+            self.receive(monotonic())
+            self.machine.turn()
+            self.send()
+        self.close()
         return stop.requested
 
-    def _receive(self, now: float) -> None:
-        recv = self._listener.recv
-        receive = self._machine.receive
-        counts = self._machine.counts
+    def sleep_s(self, now: float) -> float:
+        """How long to wait for events at most."""
+        timeout = 0.0 if self.machine.dirty and not self._full else self._tick_at - now
+        return max(0.0, min(timeout, RETRY_FULL_S) if self._full else timeout)
+
+    def receive(self, now: float) -> None:
+        """What has arrived, and what time brought about."""
+        self._drain_listener(now)
+        if now >= self._tick_at:
+            self._tick_at = self.machine.tick(now)
+
+    def close(self) -> None:
+        """Tell everybody."""
+        self.machine.close()
+        self.send()
+
+    def _drain_listener(self, now: float) -> None:
+        recv = self.listener.recv
+        receive = self.machine.receive
+        counts = self.machine.counts
         n_bytes = n_messages = 0
         # Finding a socket empty costs as much as a message. Where the last turn found a lone one,
         # the next does not look for more before it has been answered: the poll tells.
@@ -88,37 +97,38 @@ class BrokerLoop:
                 n_bytes += sum(map(len, frames))
                 receive(peer, frames, now)
             else:
-                self._machine.gone(peer, now)
+                self.machine.gone(peer, now)
         self._drain = DRAIN if n_messages != 1 else 1
         if n_messages:
             counts["messages_in"] += n_messages
             counts["bytes_in"] += n_bytes
 
-    def _send(self) -> bool:
-        """Everything that the links take. Returns whether some link was full."""
-        machine = self._machine
+    def send(self) -> None:
+        """Everything that the links take."""
+        machine = self.machine
         if machine.replies:
             for peer, frames in machine.replies:
                 try:
-                    self._listener.send(peer, frames)
+                    self.listener.send(peer, frames)
                 except TransportError:
                     machine.counts["replies_lost"] += 1
             machine.replies.clear()
-        full = False
+        self._full = False
         for record in list(machine.dirty):
             if self._pump(record):
                 del machine.dirty[record]
             else:
-                full = True
-        return full
+                self._full = True
+        if machine.log:
+            self._log()
 
     def _pump(self, record: SessionRecord) -> bool:
         """Whether all that this session may send now has been taken by its link."""
         if record.peer is None:
             return True  # _route makes it dirty again
         session = record.session
-        counts = self._machine.counts
-        send = self._listener.send
+        counts = self.machine.counts
+        send = self.listener.send
         peer = record.peer
         try:
             while (frames := session.next_frames()) is not None:
@@ -128,13 +138,13 @@ class BrokerLoop:
                 counts["messages_out"] += 1
                 counts["bytes_out"] += sum(map(len, frames))
         except ChannelClosed:
-            self._machine.gone(peer, monotonic())
+            self.machine.gone(peer, monotonic())
         return True
 
     def _log(self) -> None:
-        for level, text in self._machine.log:
+        for level, text in self.machine.log:
             log.log(level, "%s", text)
-        self._machine.log.clear()
+        self.machine.log.clear()
 
 
 def serve(
@@ -164,14 +174,7 @@ def serve(
         except (ConfigError, AddressInUse) as exc:
             log.error("%s", exc)
             return 2
-        machine = BrokerMachine(
-            epoch=int.from_bytes(os.urandom(4), "little") or 1,
-            address=listener.address,
-            version=__version__,
-            python=platform.python_version(),
-            settings=settings,
-            now=monotonic(),
-        )
+        machine = new_machine(listener.address, settings)
         try:
             if connection_file is not None:
                 _write_connection_file(Path(connection_file), listener.address)
@@ -179,7 +182,7 @@ def serve(
                 announce(join_lines(listener.address))
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
-            why = BrokerLoop(listener, machine, stop).run()
+            why = BrokerLoop(listener, machine, stop, Poller()).run()
         finally:
             listener.close(linger_s=0.2)
             if connection_file is not None:
@@ -188,6 +191,18 @@ def serve(
                 shutil.rmtree(orphaned_directory, ignore_errors=True)
     log.info("broker stopped: %s", why)
     return 0
+
+
+def new_machine(address: str, settings: Settings) -> BrokerMachine:
+    """A broker that has just begun."""
+    return BrokerMachine(
+        epoch=int.from_bytes(os.urandom(4), "little") or 1,
+        address=address,
+        version=__version__,
+        python=platform.python_version(),
+        settings=settings,
+        now=monotonic(),
+    )
 
 
 def join_lines(address: str) -> str:
