@@ -1,0 +1,413 @@
+"""A client in virtual time: the real submitter and session, and a user who does many things.
+
+The user knows what each task must give, as tasks are digests of their inputs: a value that
+arrives is compared, and an end without a value must have a reason that the user knows of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgpack import packb, unpackb
+
+from zfabric import messages as m
+from zfabric import wire
+from zfabric.config import Settings
+from zfabric.core.session import Session
+from zfabric.core.submitter import PENDING, Outcome, Submitter
+from zfabric.errors import InternalError
+from zfabric.testing import sim_slots
+from zfabric.testing.links import Weather
+from zfabric.testing.sim_net import Agenda, Dial, Listener, Node
+from zfabric.testing.sim_slots import SimValue, arguments, digest
+from zfabric.testing.sim_worker import HELLO_S, RETRY_S, SimWorker
+
+FAILED = frozenset((m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT))
+
+NO_OPTIONS = m.TaskOptions()
+
+
+class Call:
+    """What the user knows of one task.
+
+    want: the digest that it must have.  may: statuses with which it may end of itself instead.
+    """
+
+    __slots__ = ("checked", "deps", "may", "outcome", "want")
+
+    def __init__(self, outcome: Outcome, want: bytes, deps: Sequence[Call], may: set[int]) -> None:
+        self.outcome = outcome
+        self.want = want
+        self.deps = deps
+        self.may = may
+        self.checked = False
+
+
+def reasons(call: Call) -> set[int]:
+    """How a call may end without a value: as it says itself, or with one of its inputs."""
+    found: set[int] = set()
+    seen = {call}
+    stack = [call]
+    while stack:
+        one = stack.pop()
+        found |= one.may
+        stack.extend(dep for dep in one.deps if dep not in seen)
+        seen.update(one.deps)
+    return found
+
+
+class SimClient(Node):
+    """One client process with its user."""
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        name: str,
+        broker: Callable[[], Listener | None],
+        settings: Settings,
+        weather: Weather,
+        directory: dict[int, SimWorker],
+        habits: Sequence[str],
+        depth: int = 0,
+    ) -> None:
+        super().__init__(agenda)
+        self.name = name
+        self.depth = depth
+        self.settings = settings
+        self.dial = Dial(self, broker, weather)
+        self.directory = directory
+        self.submitter = Submitter(settings)
+        self.calls: list[Call] = []
+        self.welcomed = False
+        self.fetches_fail = 0.0
+        self.n_checked = 0
+        self.n_sessions_lost = 0
+        self.put_at: set[int] = set()
+        """Ids of values that this client has put into stores."""
+        self._habits = habits
+        self._requests = 0
+        self._salt = 0
+        self._begin(agenda.now)
+        self.wake(agenda.now)
+
+    # --- the process --------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        self.session = Session(self.agenda.rng.getrandbits(62) + 1, settings=self.settings, now=now)
+        self.welcomed = False
+        self._hello_at = now
+        self._heard_from = now
+        self._turn_at = now
+
+    def die(self) -> None:
+        """kill -9."""
+        self.alive = False
+        self.dial.cut()
+
+    def say_goodbye(self) -> None:
+        """The user closes the client."""
+        if self.welcomed:
+            self.session.post(m.Bye("closed"))
+            self._send(self.agenda.now)
+        connection = self.dial.connection
+        if connection is not None and not connection.broken:
+            # Lingering: what was taken still leaves.
+            self.agenda.at(self.agenda.now + 1.0, self.dial.cut)
+        self.alive = False
+
+    def turn(self, now: float) -> float:
+        if now - self._turn_at > self.settings.suspect_s:
+            self._heard_from = now
+        self._turn_at = now
+        self._receive(now)
+        if self.welcomed:
+            wake = min(self.session.tick(now), now + 0.25)
+            if now - max(self._heard_from, self.session.last_heard) > self.settings.dead_s:
+                self._lose_session("the broker was silent")
+        else:
+            if now >= self._hello_at:
+                if not self.session.has_unsent:
+                    self.session.post(
+                        m.Hello(m.CLIENT, self.name, "1", "3", "host", 1, depth=self.depth)
+                    )
+                self._hello_at = now + HELLO_S
+            wake = self._hello_at
+        if not self._send(now):
+            wake = min(wake, now + RETRY_S)
+        return min(wake, self.dial.due())
+
+    def _send(self, now: float) -> bool:
+        session = self.session
+        while True:
+            frames = session.next_frames()
+            if frames is None:
+                if not self.welcomed or session.n_unacked >= self.settings.window:
+                    return True
+                message = self.submitter.next_message()
+                if message is None:
+                    return True
+                session.post(message)
+                continue
+            if not self.dial.send(frames, now):
+                return False
+            session.sent()
+
+    def _receive(self, now: float) -> None:
+        while (frames := self.dial.recv(now)) is not None:
+            if not frames:
+                if self.welcomed:
+                    self.session.reconnected()
+                self._hello_at = now
+                continue
+            header, message = wire.decode(frames)
+            if header.token == self.session.token:
+                if self.session.receive(header, message, now):
+                    self._take(header, message)
+                self._heard_from = now
+
+    def _take(self, header: wire.Header, message: Any) -> None:
+        kind = type(message)
+        if kind is m.Results:
+            self.submitter.results(message)
+        elif kind is m.Welcome:
+            if not self.welcomed:
+                self.welcomed = True
+                self.session.epoch = header.epoch
+                self.submitter.welcomed(message.number)
+        elif kind is m.Refuse:
+            if message.code == "unknown" and self.welcomed:
+                self._lose_session(message.text)
+            elif message.code != "unknown":
+                raise InternalError(f"the broker refused client {self.name}: {message}")
+        elif kind is not m.Answer:
+            raise InternalError(f"a client got {message}")
+
+    def _lose_session(self, text: str) -> None:
+        self.n_sessions_lost += 1
+        self.submitter.session_lost(text)
+        for call in self.calls:
+            if call.outcome.status == PENDING:
+                raise InternalError(f"client {self.name} lost its session, not {call.outcome.id:x}")
+        self.calls.clear()
+        self._begin(self.agenda.now)
+
+    # --- the user -----------------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Do one thing of the kind that this user does."""
+        if not self.welcomed:
+            return
+        habit = self.agenda.rng.choice(list(self._habits))
+        getattr(self, f"_{habit}")()
+        self.wake(self.agenda.now)
+
+    def call(
+        self,
+        deps: Sequence[Call] = (),
+        *,
+        seconds: float | None = None,
+        behaviour: int = sim_slots.GOOD,
+        large: bool | None = None,
+        options: m.TaskOptions | None = None,
+    ) -> Call:
+        """Submit one task."""
+        rng, submitter = self.agenda.rng, self.submitter
+        fn = rng.randint(1, 12)
+        blob = b"function %d" % fn
+        submitter.functions[fn] = (fn, f"f{fn}", blob)
+        self._salt += 1
+        if seconds is None:
+            seconds = rng.choice([0.0, 1e-5, 1e-4, 0.01, 0.2])
+        if large is None:
+            large = rng.random() < 0.3
+        payload = arguments(seconds, behaviour, large, self._salt)
+        may = {
+            sim_slots.RAISES: {m.ERROR},
+            sim_slots.FLAKY: {m.ERROR},
+            sim_slots.DIES: {m.KILLED},
+            sim_slots.POISON: {m.KILLED},
+        }.get(behaviour, set())
+        if options is not None and (options.workers or options.resources):
+            may |= {m.UNFIT}
+        outcome = submitter.new_outcome(fn)
+        made = Call(outcome, digest(blob, payload, [dep.want for dep in deps]), deps, may)
+        row = (outcome.id, fn, payload, [dep.outcome.id for dep in deps] or None, options)
+        submitter.rows.append(row)
+        self.calls.append(made)
+        return made
+
+    def _some(self, most: int) -> list[Call]:
+        """Different calls that the user still holds."""
+        rng = self.agenda.rng
+        return rng.sample(self.calls, min(len(self.calls), rng.randint(0, most)))
+
+    def _map(self) -> None:
+        for _ in range(self.agenda.rng.randint(1, 12)):
+            self.call()
+
+    def _chain(self) -> None:
+        last = self._some(1)
+        for _ in range(self.agenda.rng.randint(2, 8)):
+            last = [self.call(last, seconds=self.agenda.rng.choice([0.0, 1e-5, 0.01]))]
+
+    def _tree(self) -> None:
+        level = [self.call() for _ in range(self.agenda.rng.choice([2, 4, 8]))]
+        while len(level) > 1:
+            level = [self.call(level[i : i + 2]) for i in range(0, len(level), 2)]
+
+    def _fan_in(self) -> None:
+        made = [self.call(large=False) for _ in range(self.agenda.rng.randint(5, 25))]
+        for _ in range(self.agenda.rng.randint(1, 3)):
+            self.call(made)
+
+    def _fan_out(self) -> None:
+        root = self.call()
+        for _ in range(self.agenda.rng.randint(2, 9)):
+            self.call([root])
+
+    def _mixed(self) -> None:
+        for _ in range(self.agenda.rng.randint(1, 5)):
+            self.call(self._some(4))
+
+    def _raises(self) -> None:
+        self.call([self.call(self._some(2), behaviour=sim_slots.RAISES)])
+
+    def _flaky(self) -> None:
+        retries = self.agenda.rng.randint(0, 3)
+        first = self.call(behaviour=sim_slots.FLAKY, options=m.TaskOptions(retries=retries))
+        self.call([first, *(c for c in self._some(2) if c is not first)])
+
+    def _dies(self) -> None:
+        behaviour = self.agenda.rng.choice([sim_slots.DIES, sim_slots.POISON])
+        self.call([self.call(behaviour=behaviour, seconds=0.01)])
+
+    def _blocks(self) -> None:
+        self.call(behaviour=sim_slots.BLOCKS, seconds=self.agenda.rng.choice([0.05, 0.5]))
+        self._map()
+
+    def _options(self) -> None:
+        rng = self.agenda.rng
+        for _ in range(rng.randint(1, 4)):
+            self.call(
+                self._some(1),
+                options=rng.choice(
+                    [
+                        m.TaskOptions(priority=rng.randint(-2, 2)),
+                        m.TaskOptions(resources={"GPU": 1}),
+                        m.TaskOptions(workers=("w1",)),
+                        m.TaskOptions(key="a name"),
+                    ]
+                ),
+            )
+
+    def _long(self) -> None:
+        self.call(seconds=self.agenda.rng.choice([0.5, 2.0]))
+        self._map()
+
+    def _release(self) -> None:
+        for call in self._some(8):
+            self.drop(call)
+
+    def drop(self, call: Call) -> None:
+        """The user's future goes."""
+        self.calls.remove(call)
+        self.submitter.released.append(call.outcome.id)
+
+    def _cancel(self) -> None:
+        cancelled = self._some(3)
+        for call in cancelled:
+            call.may = call.may | {m.CANCELLED}
+        self.submitter.cancel([call.outcome for call in cancelled])
+
+    def _retry(self) -> None:
+        failed = [call for call in self.calls if call.outcome.status in FAILED]
+        self.submitter.retry([call.outcome for call in failed], FAILED)
+        for call in failed:
+            call.checked = False
+
+    def _scatter(self) -> None:
+        """Put a value into a worker's store, and tell the broker a little later."""
+        rng = self.agenda.rng
+        stores = [worker for worker in self.directory.values() if worker.alive]
+        if not stores:
+            return
+        chosen = rng.sample(stores, rng.randint(1, min(2, len(stores))))
+        self._salt += 1
+        data = digest(b"data", b"%d" % self._salt, ())
+        number, session = self.submitter.number, self.session
+        outcome = self.submitter.new_outcome(0)
+        numbers = [worker.number for worker in chosen]
+        for worker in chosen:
+            worker.put(outcome.id, SimValue(1 << 20, data))
+        self.put_at.add(outcome.id)
+
+        def register() -> None:
+            if session is not self.session or not self.alive or number != self.submitter.number:
+                return
+            message = m.Register([outcome.id], [1 << 20], [numbers])
+            holders = [[number, ""] for number in numbers]
+            self.submitter.register([outcome], [packb([1 << 20, holders])], message)
+            call = Call(outcome, data, (), {m.LOST})
+            self.calls.append(call)
+            for _ in range(rng.randint(0, 3)):
+                self.call([call])
+            self.wake(self.agenda.now)
+
+        self.agenda.at(self.agenda.now + rng.choice([0.0, 0.01, 0.1]), register)
+
+    def _fetch(self) -> None:
+        self.fetch([call for call in self._some(4) if call.outcome.status == m.STORED])
+
+    def fetch(self, calls: Sequence[Call]) -> int:
+        """Look for stored values where they are said to be; ask again for those that are not.
+
+        Returns how many were not there.
+        """
+        missing = 0
+        for call in calls:
+            outcome = call.outcome
+            found = None
+            holders = unpackb(outcome.payload)[1] if outcome.payload else []
+            if self.agenda.rng.random() >= self.fetches_fail:
+                for number, _ in holders:
+                    worker = self.directory.get(number)
+                    if worker is not None and worker.alive and outcome.id in worker.store:
+                        found = worker.store[outcome.id]
+                        break
+            if found is None:
+                missing += 1
+                self._requests += 1
+                self.submitter.locate(outcome, self._requests)
+                call.checked = False
+            elif found.data != call.want:
+                raise InternalError(f"{outcome.id:x} has a wrong value at a worker")
+            else:
+                call.checked = True
+        if missing:
+            self.wake(self.agenda.now)
+        return missing
+
+    # --- what the user checks -----------------------------------------------------------------
+
+    def check(self) -> int:
+        """Compare what has ended with what it must be. Returns how many are pending."""
+        pending = 0
+        for call in self.calls:
+            outcome = call.outcome
+            status = outcome.status
+            if status == PENDING:
+                pending += 1
+            elif not call.checked and status != m.STORED:
+                call.checked = True
+                self.n_checked += 1
+                if status == m.VALUE:
+                    if outcome.payload != call.want:
+                        raise InternalError(f"{outcome.id:x} has a wrong value")
+                elif status not in reasons(call):
+                    text = outcome.payload or b""
+                    raise InternalError(
+                        f"{outcome.id:x} ended with status {status}, which nothing explains: "
+                        f"{text!r}"
+                    )
+        return pending

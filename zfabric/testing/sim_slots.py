@@ -1,0 +1,265 @@
+"""Slots without processes: rows take virtual time, and end as their arguments say.
+
+A row's arguments are msgpack of [seconds, behaviour, large, salt]. Its value is a digest of its
+function, its arguments and its inputs, so that whoever asked for it can tell whether it is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from msgpack import packb, unpackb
+
+from zfabric.core.supervisor_effects import SKIPPED
+from zfabric.messages import ERROR, STORED, VALUE
+from zfabric.testing.sim_net import NEVER
+
+HOP_S = 50e-6
+"""From a slot to its supervisor."""
+
+REPORT_S = 0.001
+"""A slot keeps finished rows to itself for so long, unless it runs dry."""
+
+GOOD, RAISES, FLAKY, DIES, POISON, BLOCKS = range(6)
+
+READY, RESET_DONE, BLOCKED, UNBLOCKED, CLOSED = "ready", "reset", "blocked", "unblocked", "closed"
+
+
+class SimValue(NamedTuple):
+    """A value in a store: its size as everybody is told, and what it is known by."""
+
+    nbytes: int
+    data: bytes
+
+
+def arguments(seconds: float, behaviour: int, large: bool, salt: int) -> bytes:
+    """A row's payload."""
+    packed: bytes = packb([seconds, behaviour, large, salt])
+    return packed
+
+
+def digest(blob: bytes, payload: bytes, values: Sequence[bytes]) -> bytes:
+    """The value of a call."""
+    state = hashlib.blake2b(digest_size=8)
+    for part in (blob, payload, *values):
+        state.update(b"%d:" % len(part))
+        state.update(part)
+    return state.digest()
+
+
+class Running(NamedTuple):
+    """A row that runs. values: None when one that it should have followed is not there."""
+
+    row: Sequence[Any]
+    values: list[bytes] | None
+    spec: list[Any]
+    begin: float
+    end: float
+
+
+class SimSlot:
+    """One slot. Times are virtual seconds."""
+
+    def __init__(self, rng: random.Random, now: float) -> None:
+        self._rng = rng
+        self._functions: dict[int, bytes] = {}
+        self._queue: deque[tuple[Sequence[Any], list[Any]]] = deque()
+        self._kept: dict[int, bytes] = {}
+        self._running: Running | None = None
+        self._batch: list[tuple[int, Any]] = []
+        self._batch_at = 0.0
+        self._busy_s = 0.0
+        self._outbox: deque[tuple[float, Any]] = deque()
+        self._ready_at = now + rng.choice([0.001, 0.05])
+        self._unblock_at = NEVER
+        self._fails = rng.random() < 0.02
+        self.resetting = False
+        self.dead = False
+        self.blocked = False
+
+    # --- what the supervisor does -------------------------------------------------------------
+
+    def send_rows(
+        self,
+        functions: Sequence[tuple[int, str, bytes]],
+        rows: Sequence[Any],
+        store: Any,
+        now: float,
+    ) -> None:
+        """Raises KeyError when a value that is promised is not in the store."""
+        assert not self.resetting and not self.dead or self.dead
+        for fn, _, blob in functions:
+            self._functions[fn] = blob
+        for row in rows:
+            assert row[2] in self._functions, "a row calls what the slot does not have"
+            values = [
+                store[value[0]].data if type(value) is tuple else value
+                for value in (row[4] if len(row) > 4 else ())
+            ]
+            self._queue.append((row, values))
+        self.advance(now)
+
+    def take_back(self, most: int, now: float) -> int:
+        """How many of the rows sent last are not this slot's any more."""
+        self.advance(now)
+        taken = min(most, len(self._queue))
+        for _ in range(taken):
+            self._queue.pop()
+        if taken and not self.resetting and not self.dead:
+            self.resetting = True
+            if self._running is None:
+                self._answer_reset(now)
+        return taken
+
+    def forget(self, fns: Sequence[int]) -> None:
+        for fn in fns:
+            self._functions.pop(fn, None)
+
+    def peek(self) -> tuple[bytes, list[Any], float] | None:
+        """Rows that are finished and not on their way, unless others are."""
+        if not self._batch or any(type(event) is tuple for _, event in self._outbox):
+            return None
+        statuses, payloads, _ = self._take_batch()
+        return statuses, payloads, 0.0
+
+    def is_settled(self, now: float) -> bool:
+        """Whether it keeps nothing to itself and reports as soon as the running row ends."""
+        running = self._running
+        return not self._batch and running is not None and now - running.begin > REPORT_S
+
+    def read(self, now: float) -> list[Any]:
+        """What has arrived: READY and the like, or (statuses, payloads, seconds)."""
+        self.advance(now)
+        events = []
+        while self._outbox and self._outbox[0][0] <= now:
+            events.append(self._outbox.popleft()[1])
+        return events
+
+    def due(self) -> float:
+        """When something happens next."""
+        due = self._outbox[0][0] if self._outbox else NEVER
+        if self.dead:
+            return due
+        due = min(due, self._ready_at, self._unblock_at)
+        if self._running is not None:
+            due = min(due, self._running.end)
+        return due
+
+    def kill(self, now: float) -> None:
+        """Its process dies."""
+        if not self.dead:
+            self.dead = True
+            self._say(now, CLOSED)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was in the middle of a row when it died."""
+        return self._running is not None
+
+    # --- its own life -------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """Live until now."""
+        if self.dead:
+            return
+        if self._ready_at <= now:
+            at, self._ready_at = self._ready_at, NEVER
+            if self._fails:
+                self.kill(at)
+                return
+            self._say(at, READY)
+        if self._unblock_at <= now:
+            at, self._unblock_at = self._unblock_at, NEVER
+            self.blocked = False
+            self._say(at, UNBLOCKED)
+        if self._ready_at != NEVER:
+            return
+        clock = now
+        while not self.dead:
+            running = self._running
+            if running is not None:
+                if running.end > now:
+                    return
+                clock = running.end
+                self._finish(running, clock)
+                if self.dead:
+                    return
+                if self.resetting:
+                    self._answer_reset(clock)
+            if not self._queue:
+                self._report(clock)
+                return
+            if self._batch and clock - self._batch_at >= REPORT_S:
+                self._report(clock)
+            self._begin(clock)
+
+    def _begin(self, clock: float) -> None:
+        row, places = self._queue.popleft()
+        values: list[bytes] | None = []
+        for place in places:
+            value = self._kept.pop(place, None) if type(place) is int else place
+            if value is None or values is None:
+                values = None
+            else:
+                values.append(value)
+        if values is None:
+            self._running = Running(row, None, [0.0, GOOD, False, 0], clock, clock)
+            return
+        spec = unpackb(row[3] or values[-1])
+        seconds, behaviour = spec[0], spec[1]
+        if behaviour == BLOCKS:
+            self.blocked = True
+            self._say(clock, BLOCKED)
+            self._unblock_at = clock + seconds
+            seconds += 1e-5
+        self._running = Running(row, values, spec, clock, clock + seconds)
+
+    def _finish(self, running: Running, clock: float) -> None:
+        row, values, (seconds, behaviour, large, _), begin, _ = running
+        if behaviour == POISON or (behaviour == DIES and self._rng.random() < 0.4):
+            self.kill(clock)
+            return
+        if self._unblock_at <= clock:
+            self._unblock_at = NEVER
+            self.blocked = False
+            self._say(clock, UNBLOCKED)
+        self._running = None
+        if not self._batch:
+            self._batch_at = clock
+        self._busy_s += seconds
+        payload: Any = b""
+        if values is None:
+            status = SKIPPED
+        elif behaviour == RAISES or (behaviour == FLAKY and self._rng.random() < 0.4):
+            status, payload = ERROR, b"raised"
+        else:
+            status = VALUE
+            payload = digest(self._functions[row[2]], row[3], values)
+            if len(row) > 4 and row[5] and not large:
+                self._kept[row[0]] = payload
+            if large:
+                status, payload = STORED, SimValue(1 << 20, payload)
+        self._batch.append((status, payload))
+        if clock - begin > REPORT_S:
+            self._report(clock)
+
+    def _report(self, clock: float) -> None:
+        if self._batch:
+            self._say(clock, self._take_batch())
+
+    def _take_batch(self) -> tuple[bytes, list[Any], float]:
+        batch, busy_s = self._batch, self._busy_s
+        self._batch, self._busy_s = [], 0.0
+        return bytes(status for status, _ in batch), [payload for _, payload in batch], busy_s
+
+    def _answer_reset(self, clock: float) -> None:
+        self.resetting = False
+        self._report(clock)
+        self._say(clock, RESET_DONE)
+
+    def _say(self, clock: float, event: Any) -> None:
+        self._outbox.append((clock + HOP_S, event))

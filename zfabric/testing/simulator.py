@@ -1,0 +1,443 @@
+"""A whole fabric in virtual time, driven by one seed.
+
+One broker, some workers and clients, all with their real machines, over links that lose, delay
+and repeat; processes are killed, stopped and started again; users submit all kinds of graphs,
+release, cancel, retry and scatter. After each step the scheduler's table is counted again
+(`core.invariants`). When the faults stop, everything must end, with the right value or for a
+reason that the user knows of; when the users let go of everything, nothing may be left.
+
+    python -m zfabric.testing.simulator 17          # one seed, with what happened
+    python -m zfabric.testing.simulator 0 2000 -j 2 # many, with two processes
+
+The same seed gives the same run. A seed that fails is printed; see tests/sim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from zfabric.config import Settings
+from zfabric.core import invariants, scheduler
+from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.submitter import PENDING
+from zfabric.errors import InternalError, ZFabricError
+from zfabric.messages import STORED
+from zfabric.testing.links import Weather
+from zfabric.testing.sim_client import SimClient
+from zfabric.testing.sim_net import NEVER, Agenda, Listener, Node
+from zfabric.testing.sim_worker import SimWorker
+
+HABITS = (
+    "map chain tree fan_in fan_out mixed raises flaky dies blocks options long release cancel "
+    "retry scatter fetch"
+).split()
+
+FAULTS = "cut slow_cut kill_worker stop_worker kill_client stop_client stop_broker restart".split()
+
+BEAT_NBYTES = 6
+"""Bodies up to here are beats and the like, which change no task."""
+
+LIVENESS_S = 200.0
+"""Virtual seconds after the last fault within which all must end; ten of them is what it takes
+to notice a silent death with the settings below."""
+
+
+class Report(NamedTuple):
+    """What a run did."""
+
+    seed: int
+    n_steps: int
+    n_checked: int
+    virtual_s: float
+    n_faults: int
+
+
+class SimBroker(Node):
+    """The broker's process."""
+
+    def __init__(self, agenda: Agenda, settings: Settings, epoch: int) -> None:
+        super().__init__(agenda)
+        self.machine = BrokerMachine(epoch=epoch, version="1", settings=settings, now=agenda.now)
+        self.listener = Listener(self)
+        self._tick_at = agenda.now
+        self.wake(agenda.now)
+
+    def die(self) -> None:
+        """kill -9: all connections break."""
+        self.alive = False
+
+    def turn(self, now: float) -> float:
+        machine = self.machine
+        connections = list(self.listener.connections.values())
+        self.agenda.rng.shuffle(connections)
+        wake = NEVER
+        changed = False
+        left = self.agenda.rng.choice([1, 8, 64])
+        for connection in connections:
+            while left and (frames := connection.up.recv(now)) is not None:
+                left -= 1
+                machine.receive(connection.id, frames, now)
+                if len(frames[1]) > BEAT_NBYTES:
+                    changed = True
+            due = connection.up.due()
+            if due is not None:
+                wake = min(wake, due)
+            elif connection.broken:
+                if connection.told_at <= now:
+                    del self.listener.connections[connection.id]
+                    machine.gone(connection.id, now)
+                    changed = True
+                else:
+                    wake = min(wake, connection.told_at)
+        if now >= self._tick_at:
+            self._tick_at = machine.tick(now)
+            changed = True
+        # After the events, now and then (checking is what takes longest here), and after placing.
+        if changed and self.agenda.rng.random() < 0.25:
+            invariants.check(machine.scheduler)
+        machine.turn()
+        if changed:
+            invariants.check(machine.scheduler)
+        for peer, frames in machine.replies:
+            self._deliver(peer, frames, now)
+        machine.replies.clear()
+        machine.log.clear()
+        for record in list(machine.dirty):
+            if self._pump(record, now):
+                del machine.dirty[record]
+            else:
+                wake = min(wake, now + 0.001)
+        bad = [key for key in machine.counts if key.startswith("bad:")]
+        if bad:
+            raise InternalError(f"a peer broke the protocol: {bad}")
+        return min(wake, self._tick_at)
+
+    def _deliver(self, peer: bytes, frames: Any, now: float) -> bool:
+        connection = self.listener.connections.get(peer)
+        if connection is None:
+            return True
+        taken = connection.down.send(frames, now)
+        owner = connection.owner
+        due = connection.down.due()
+        if owner is not None and due is not None:
+            owner.wake(due)
+        return taken
+
+    def _pump(self, record: SessionRecord, now: float) -> bool:
+        if record.peer is None:
+            return True
+        session = record.session
+        while (frames := session.next_frames()) is not None:
+            if not self._deliver(record.peer, frames, now):
+                return False
+            session.sent()
+        return True
+
+
+class Simulation:
+    """One run."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.agenda = Agenda(rng)
+        self.settings = Settings.load(
+            {},
+            window=rng.choice([2, 8, 256]),
+            batch_rows=rng.choice([3, 4096]),
+            max_rows=rng.choice([2, 4096]),
+            suspect_s=3.0,
+            dead_s=8.0,
+        )
+        self.weather = Weather(
+            delay_s=rng.choice([0.0002, 0.02]),
+            p_slow=rng.choice([0.0, 0.02]),
+            p_twice=rng.choice([0.0, 0.05]),
+            capacity=rng.choice([2, 1000]),
+        )
+        self.directory: dict[int, SimWorker] = {}
+        self.epoch = 1
+        self.broker = SimBroker(self.agenda, self.settings, self.epoch)
+        self.n_named = 0
+        self.workers = [self._new_worker() for _ in range(rng.randint(1, 4))]
+        self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
+        # Swarm testing: each run knows some of the faults only, so that each gets its room.
+        self.faults = [fault for fault in FAULTS if rng.random() < 0.4]
+        self.n_faults = 0
+        self.log: list[str] = []
+
+    def _listener(self) -> Listener | None:
+        return self.broker.listener if self.broker.alive else None
+
+    def _new_worker(self) -> SimWorker:
+        rng = self.rng
+        self.n_named += 1
+        return SimWorker(
+            self.agenda,
+            f"w{self.n_named}",
+            rng.choice([1, 1, 2, 3]),
+            self._listener,
+            self.settings,
+            self.weather,
+            self.directory,
+            {"GPU": 1} if rng.random() < 0.5 else None,
+        )
+
+    def _new_client(self) -> SimClient:
+        rng = self.rng
+        self.n_named += 1
+        return SimClient(
+            self.agenda,
+            f"c{self.n_named}",
+            self._listener,
+            self.settings,
+            self.weather,
+            self.directory,
+            rng.sample(HABITS, rng.randint(3, 8)) + ["map"],
+            depth=rng.choice([0, 0, 1]),
+        )
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Raises InternalError, or whatever a machine raises, with the seed in its notes."""
+        try:
+            with small_limits(self.rng):
+                return self._run()
+        except Exception as exc:
+            exc.add_note(f"seed {self.seed}, at {self.agenda.now:.6f} s; faults: {self.log[-8:]}")
+            raise
+
+    def _run(self) -> Report:
+        rng, agenda = self.rng, self.agenda
+        for _ in range(rng.randint(3, 12)):
+            agenda.at(rng.uniform(0.1, 4.0), self._user_acts)
+        end = 0.5
+        if self.faults:
+            for _ in range(rng.randint(1, 6)):
+                end = max(end, at := rng.uniform(0.1, 5.0))
+                agenda.at(at, self._fault)
+        for peer in self._peers():
+            peer.fetches_fail = rng.choice([0.0, 0.0, 0.3])
+        agenda.run(max(end, 4.2))
+        self._weather_clears()
+        self._must(self._all_ended, "pending tasks did not end")
+        self._must(self._all_fetched, "stored values could not be fetched")
+        self._check_clients()
+        for client in self.clients:
+            for call in list(client.calls):
+                client.drop(call)
+            client.wake(agenda.now)
+        self._must(self._nothing_left, "something was left over")
+        invariants.check_empty(self.broker.machine.scheduler)
+        n_checked = sum(client.n_checked for client in self.clients)
+        return Report(self.seed, agenda.n_steps, n_checked, agenda.now, self.n_faults)
+
+    def _weather_clears(self) -> None:
+        self.log.append(f"{self.agenda.now:.3f} the faults stop")
+        self.faults = []
+        if not self.broker.alive:
+            self._restart_broker()
+        if not any(worker.alive for worker in self.workers):
+            self.workers.append(self._new_worker())
+        for peer in self._peers():
+            peer.fetches_fail = 0.0
+
+    def _must(self, done: Any, text: str) -> None:
+        if not self.agenda.run(self.agenda.now + LIVENESS_S, done):
+            raise InternalError(f"{text} within {LIVENESS_S} s", self._story())
+
+    def _peers(self) -> list[SimWorker | SimClient]:
+        return [*self.workers, *self.clients]
+
+    def _live(self) -> list[SimClient]:
+        return [client for client in self.clients if client.alive]
+
+    def _check_clients(self) -> int:
+        return sum(client.check() for client in self._live())
+
+    def _all_ended(self) -> bool:
+        return not any(
+            call.outcome.status == PENDING for client in self._live() for call in client.calls
+        ) and all(client.welcomed and not client.submitter.has_work() for client in self._live())
+
+    def _all_fetched(self) -> bool:
+        if not self._all_ended():
+            return False
+        missing = 0
+        for client in self._live():
+            stored = [c for c in client.calls if c.outcome.status == STORED and not c.checked]
+            missing += client.fetch(stored)
+        return not missing
+
+    def _nothing_left(self) -> bool:
+        machine = self.broker.machine
+        if machine.scheduler.tasks or any(c.submitter.has_work() for c in self._live()):
+            return False
+        for worker in self.workers:
+            if worker.alive and not self._is_clean(worker):
+                return False
+        return True
+
+    def _is_clean(self, worker: SimWorker) -> bool:
+        """No rows, and no values but those that clients put and never told the broker of."""
+        put = set().union(*(client.put_at for client in self.clients))
+        return not worker.machine.n_rows and worker.machine.is_idle() and put >= worker.store.keys()
+
+    def _story(self) -> list[str]:
+        lines = list(self.log)
+        for client in self._live():
+            states = [(f"{c.outcome.id:x}", c.outcome.status) for c in client.calls]
+            pending = [name for name, status in states if status == PENDING]
+            lines.append(
+                f"client {client.name} number {client.submitter.number} welcomed {client.welcomed} "
+                f"pending {pending[:10]} of {len(states)}, work {client.submitter.has_work()}, "
+                f"unacked {client.session.n_unacked}"
+            )
+        tasks = self.broker.machine.scheduler.tasks.values()
+        lines.extend(task.story() for task in list(tasks)[:30])
+        for record in self.broker.machine.sessions.values():
+            lines.append(f"session {record.name}: unacked {record.session.n_unacked}")
+        for worker in self.workers:
+            if worker.alive:
+                machine = worker.machine
+                lines.append(
+                    f"worker {worker.name} number {worker.number} welcomed {worker.welcomed}: rows "
+                    f"{[f'{id_:x}' for id_ in machine._rows][:10]}, store "
+                    f"{[f'{id_:x}' for id_ in worker.store][:10]}, slots "
+                    f"{[(n, len(s.sent), s.takes_rows) for n, s in machine._slots.items()]}"
+                )
+        return lines
+
+    # --- what happens -------------------------------------------------------------------------
+
+    def _user_acts(self) -> None:
+        live = self._live()
+        if live:
+            client = self.rng.choice(live)
+            client.act()
+            if self.rng.random() < 0.7:
+                again = self.agenda.now + self.rng.choice([0.0005, 0.05, 0.3])
+                if again < 4.2:
+                    self.agenda.at(again, self._user_acts)
+            client.check()
+
+    def _fault(self) -> None:
+        if not self.faults:
+            return
+        rng = self.rng
+        fault = rng.choice(self.faults)
+        self.n_faults += 1
+        self.log.append(f"{self.agenda.now:.3f} {fault}")
+        peers = [peer for peer in self._peers() if peer.alive]
+        workers = [p for p in self.workers if p.alive]
+        clients = self._live()
+        if fault == "cut" and peers:
+            rng.choice(peers).dial.cut()
+        elif fault == "slow_cut" and peers:
+            rng.choice(peers).dial.cut(told_after_s=rng.choice([0.3, 3.0, 12.0]))
+        elif fault == "kill_worker" and workers:
+            rng.choice(workers).die()
+            if rng.random() < 0.8:
+                self._later(lambda: self.workers.append(self._new_worker()))
+        elif fault == "stop_worker" and workers:
+            self._stop(rng.choice(workers))
+        elif fault == "kill_client" and clients:
+            client = rng.choice(clients)
+            rng.choice([client.die, client.say_goodbye])()
+            self._later(lambda: self.clients.append(self._new_client()))
+        elif fault == "stop_client" and clients:
+            self._stop(rng.choice(clients))
+        elif fault == "stop_broker":
+            self._stop(self.broker)
+        elif fault == "restart" and self.broker.alive:
+            self.broker.die()
+            for peer in peers:
+                peer.dial.cut()
+            self._later(self._restart_broker)
+
+    def _later(self, act: Any) -> None:
+        self.agenda.at(self.agenda.now + self.rng.choice([0.0, 0.1, 1.0]), act)
+
+    def _stop(self, node: Node) -> None:
+        node.stopped_until = self.agenda.now + self.rng.choice([0.1, 2.0, 5.0, 15.0])
+
+    def _restart_broker(self) -> None:
+        if not self.broker.alive:
+            self.epoch += 1
+            self.broker = SimBroker(self.agenda, self.settings, self.epoch)
+
+
+@contextlib.contextmanager
+def small_limits(rng: random.Random) -> Iterator[None]:
+    """Limits that a small run reaches, for as long as it lasts."""
+    wanted = {
+        "GIVE_LIMIT": rng.choice([40, 64 * 1024]),
+        "MAX_KNOWN": rng.choice([3, 2048]),
+    }
+    before = {name: getattr(scheduler, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(scheduler, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(scheduler, name, value)
+
+
+def simulate(seed: int) -> Report:
+    """Run one seed. Raises what went wrong, with the seed in a note."""
+    return Simulation(seed).run()
+
+
+def failures(seeds: range | list[int]) -> list[tuple[int, str]]:
+    """(seed, error) of those that fail."""
+    found = []
+    gc.disable()  # a run is over before it would pay
+    try:
+        for seed in seeds:
+            try:
+                simulate(seed)
+            except Exception as exc:
+                what = type(exc).__name__ if not isinstance(exc, ZFabricError) else ""
+                found.append((seed, f"{what} {exc}\n{' '.join(getattr(exc, '__notes__', ()))}"))
+            if seed % 20 == 0:
+                gc.collect()
+    finally:
+        gc.enable()
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """See the head of this file."""
+    jobs = 1
+    if "-j" in arguments:
+        place = arguments.index("-j")
+        jobs = int(arguments[place + 1])
+        del arguments[place : place + 2]
+    first = int(arguments[0])
+    if len(arguments) == 1:
+        print(simulate(first))
+        return 0
+    seeds = list(range(first, int(arguments[1])))
+    if jobs == 1:
+        found = failures(seeds)
+    else:
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(jobs) as pool:
+            parts = [seeds[n::jobs] for n in range(jobs)]
+            found = [failure for part in pool.map(failures, parts) for failure in part]
+    for seed, text in sorted(found):
+        print(f"seed {seed}: {text.strip()[:600]}\n")
+    print(f"{len(seeds)} seeds, {len(found)} failures: {sorted(seed for seed, _ in found)}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
