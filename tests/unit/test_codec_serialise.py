@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -395,3 +397,11 @@ def test_importing_is_cheap() -> None:
 def test_an_ordinary_object_still_goes_by_reference() -> None:
     stamp = datetime.datetime(2026, 1, 2)
     assert serialise.dumps(stamp) == [pickle.dumps(stamp, 5)]
+
+
+def test_another_thread_that_is_just_loading_cloudpickle_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Thread slots load it while others serialise: its module is there before its names are."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", types.ModuleType("cloudpickle"))
+    assert serialise.loads(serialise.dumps(Fraction(1, 3))) == Fraction(1, 3)

@@ -28,6 +28,7 @@ from types import (
 from typing import Any
 from weakref import ref
 
+from zfabric.codec.by_value import names_by_value
 from zfabric.codec.diagnose import names_in
 
 _ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex, type(...), range, slice})
@@ -215,10 +216,7 @@ def origin(module: str) -> str | None:
 
 
 def _is_by_value(module: str) -> bool:
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is None:
-        return False
-    names = cloudpickle.list_registry_pickle_by_value()
+    names = names_by_value()
     return bool(names) and any(module == name or module.startswith(name + ".") for name in names)
 
 

@@ -32,6 +32,7 @@ from pickle import PickleBuffer
 from struct import Struct
 from typing import Any, TypeAlias
 
+from zfabric.codec.by_value import names_by_value
 from zfabric.errors import CodecError, UsageError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -272,11 +273,7 @@ def by_value_pickler() -> Any:
 def _names_what_only_we_have(stream: bytes) -> bool:
     if b"__main__" in stream:
         return True
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is None:
-        return False
-    names = cloudpickle.list_registry_pickle_by_value()
-    return any(name.encode() in stream for name in names)
+    return any(name.encode() in stream for name in names_by_value())
 
 
 def _lift(obj: Any) -> Any:
