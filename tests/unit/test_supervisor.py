@@ -694,3 +694,15 @@ def test_an_answer_is_expected_soon_from_a_lone_short_row_only() -> None:
     bench.run(*range(3, 9))
     bench.sent()
     assert not bench.machine.answers_soon(0.001), "many are reported together"
+
+
+def test_nothing_is_asked_of_a_slot_that_died_in_the_same_turn() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, 3)
+    bench.sent()
+    bench.machine.recall([2])
+    bench.machine.forget([77])
+    bench.machine.slot_died(1, "SIGSEGV", True, bench.now)
+    assert bench.effects() == [StartSlot(2)]
+    assert bench.said()[1] == ("returned", 2)

@@ -427,6 +427,8 @@ class Supervisor:
         """
         slot = self._slots.pop(number)
         self._slots_changed = True
+        # What was to be done with it in this very turn is void.
+        self._effects = [e for e in self._effects if getattr(e, "slot", None) != number]
         if not slot.started:
             self._failed_starts += 1
             self._start_at = now + RETRY_START_S * self._failed_starts
