@@ -35,6 +35,20 @@ def test_it_runs_tasks_and_leaves_no_process_and_no_socket_file(kind: str, schem
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
+def test_a_worker_in_the_brokers_process_and_one_outside_share_the_work() -> None:
+    with LocalFabric(slots=1) as fabric:
+        fabric.add_worker()
+        assert fabric.n_workers == 2 and len(fabric.pids) == 2
+        with zfabric.Client(fabric.address) as client:
+            client.wait_for_workers(2, timeout=20)
+            # A value made on the one is read on the other, over their data sockets.
+            first = client.submit(bytes, 1_000_000, workers="local-1")
+            assert client.submit(len, first, workers="local-2").result(timeout=20) == 1_000_000
+            second = client.submit(bytes, 2_000_000, workers="local-2")
+            assert client.submit(len, second, workers="local-1").result(timeout=20) == 2_000_000
+            assert len(second.result(timeout=20)) == 2_000_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -76,7 +90,8 @@ def test_a_killed_broker_ends_what_waits_for_it(wait_until: Callable[..., Any]) 
 
 SCRIPT = """
 import os, sys, time, zfabric
-client = zfabric.Client(slots=2)
+client = zfabric.Client(n_workers=int(sys.argv[1]), slots=2)
+client.wait_for_workers(int(sys.argv[1]), timeout=20)
 client.submit(abs, -1).result()
 waiting = client.submit(time.sleep, 3600)
 print(*client._fabric.pids, client._fabric._directory, flush=True)
@@ -84,11 +99,14 @@ waiting.result()
 """
 
 
+@pytest.mark.parametrize("n_workers", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_outlives_its_owner(how: signal.Signals, wait_until: Callable[..., Any]) -> None:
+def test_nothing_outlives_its_owner(
+    how: signal.Signals, n_workers: int, wait_until: Callable[..., Any]
+) -> None:
     """By kill -9 as well: the lifeline tells broker and worker, and the kernel tells the slots."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, str(n_workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -98,7 +116,8 @@ def test_nothing_outlives_its_owner(how: signal.Signals, wait_until: Callable[..
         *pids, directory = owner.stdout.readline().split()
         family = [psutil.Process(int(pid)) for pid in pids]
         family += [slot for process in family for slot in process.children(recursive=True)]
-        assert len(family) >= 4
+        # A single worker lives in the broker's process; each has two slots.
+        assert len(family) == (3 if n_workers == 1 else 7)
         started = time.monotonic()
         owner.send_signal(how)
         owner.wait(timeout=10)

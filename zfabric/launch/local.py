@@ -30,6 +30,8 @@ STOP_S = 2.0
 
 BROKER_MODULE = "zfabric.runtime.broker"
 WORKER_MODULE = "zfabric.runtime.worker"
+EMBEDDED_MODULE = "zfabric.runtime.embedded"
+"""A broker and its first worker in one process."""
 
 
 class LocalFabric:
@@ -76,7 +78,9 @@ class LocalFabric:
         )
         try:
             listen = f"ipc://{self._directory}/broker" if scheme == "ipc" else "tcp://127.0.0.1:0"
-            self.address = self._start_broker(listen, n_workers if scheme == "ipc" else 0)
+            self.n_workers = 0
+            """Workers started so far."""
+            self.address = self._start_broker(listen, n_workers)
             while self.n_workers < n_workers:
                 self.add_worker()
         except BaseException:
@@ -84,13 +88,9 @@ class LocalFabric:
             raise
 
     @property
-    def n_workers(self) -> int:
-        """Workers started so far."""
-        return max(0, len(self._processes) - 1)
-
-    @property
     def pids(self) -> list[int]:
-        """Process ids: the broker's, then the workers'."""
+        """Process ids: the broker's, which is the first worker's too if that is the only one it
+        was made with; then the other workers'."""
         return [process.pid for process in self._processes]
 
     def add_worker(
@@ -126,20 +126,24 @@ class LocalFabric:
         state = "open" if self._finalizer.alive else "closed"
         return f"<LocalFabric {self.address} workers={self.n_workers} slots={self.slots} {state}>"
 
-    def _start_broker(self, listen: str, workers_at_once: int) -> str:
+    def _start_broker(self, listen: str, n_workers: int) -> str:
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         try:
-            options = {
+            options: dict[str, Any] = {
                 "address": listen,
                 "ready_fd": ready_write,
                 "orphaned_directory": self._directory,
             }
-            self._start(BROKER_MODULE, options, [ready_write])
+            if n_workers == 1:
+                options |= self._worker_options(self.slots, self._resources)
+                self._start(EMBEDDED_MODULE, options, [ready_write])
+            else:
+                self._start(BROKER_MODULE, options, [ready_write])
+                # An ipc address is known before the broker listens there: workers start beside.
+                while listen.startswith("ipc:") and self.n_workers < n_workers:
+                    self._start_worker(listen, self.slots, self._resources)
             os.close(ready_write)
             ready_write = -1
-            # An ipc address is known before the broker listens there: workers start beside it.
-            for _ in range(workers_at_once):
-                self._start_worker(listen, self.slots, self._resources)
             return self._wait_ready(ready_read, listen)
         finally:
             os.close(ready_read)
@@ -160,14 +164,17 @@ class LocalFabric:
         return address
 
     def _start_worker(self, address: str, slots: int, resources: dict[str, float]) -> None:
-        options = {
-            "address": address,
+        options = {"address": address, **self._worker_options(slots, resources)}
+        self._start(WORKER_MODULE, options, [])
+
+    def _worker_options(self, slots: int, resources: dict[str, float]) -> dict[str, Any]:
+        self.n_workers += 1
+        return {
             "slots": slots,
             "kind": self.kind,
-            "name": f"local-{self.n_workers + 1}",
+            "name": f"local-{self.n_workers}",
             "resources": resources,
         }
-        self._start(WORKER_MODULE, options, [])
 
     def _start(self, module: str, options: dict[str, Any], fds: list[int]) -> None:
         options["lifeline_fd"] = self._lifeline_read

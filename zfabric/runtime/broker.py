@@ -187,10 +187,15 @@ def serve(
             listener.close(linger_s=0.2)
             if connection_file is not None:
                 Path(connection_file).unlink(missing_ok=True)
-            if orphaned_directory is not None and stop.orphaned:
-                shutil.rmtree(orphaned_directory, ignore_errors=True)
+            remove_orphan(orphaned_directory, stop)
     log.info("broker stopped: %s", why)
     return 0
+
+
+def remove_orphan(directory: str | None, stop: StopRequest) -> None:
+    """Clean up for a parent that cannot do it any more."""
+    if directory is not None and stop.orphaned:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def new_machine(address: str, settings: Settings) -> BrokerMachine:

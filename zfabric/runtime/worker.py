@@ -15,12 +15,14 @@ import resource
 import select
 import socket
 import sys
+from collections.abc import Iterable
 from time import monotonic, monotonic_ns
 from typing import Any
 
 from zfabric import __version__, transport, wire
 from zfabric import messages as m
 from zfabric.config import Settings
+from zfabric.core.direct import DirectSession
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
@@ -44,7 +46,7 @@ from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.store import Store, Value
 from zfabric.runtime.value_server import ValueServer
-from zfabric.transport import Poller
+from zfabric.transport import Channel, Poller
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,11 @@ class Worker:
         settings: Settings,
         stop: StopRequest,
         ready_fd: int | None = None,
+        *,
+        direct: DirectSession | None = None,
+        poller: Poller | None = None,
     ) -> None:
+        """direct, poller: of a broker in this very process, whose loop this worker shares."""
         self._address = address
         self._n_slots = n_slots
         self._kind = kind
@@ -103,7 +109,9 @@ class Worker:
         self._events: list[tuple[int, int]] = []
         self._store = Store()
         self._machine = Supervisor(n_slots, settings=settings, now=now)
-        self._session = Session(new_token(), settings=settings, now=now)
+        self._session: Session | DirectSession = direct or Session(
+            new_token(), settings=settings, now=now
+        )
         self._inline_limit = settings.inline_limit
         self._started = now
         self._said_no_answer = False
@@ -115,56 +123,77 @@ class Worker:
         self._load_at = now
         self._tick_at = now
         self._fetch_at: float | None = None
-        self._act(now)
-        self._channel = transport.connect(address, max_frame=settings.max_frame)
+        self.act(now)
+        self._channel: Channel | None = None
+        if direct is None:
+            self._channel = transport.connect(address, max_frame=settings.max_frame)
         self._listener = listen_for_data(address, data_address, settings)
-        self._poller = Poller()
+        self._poller = poller or Poller()
         self._fetcher = Fetcher(self._poller, self._relay_to, settings=settings)
         self._server = ValueServer(
             self._store, self._listener, self._machine_value_put, settings=settings
         )
-        self._poller.add(self._channel)
         self._poller.add(self._epoll.fileno())
         if self._listener is not None:
             self._poller.add(self._listener)
-        for fd in stop.fds:
-            self._poller.add(fd)
+        if self._channel is not None:
+            self._poller.add(self._channel)
+            for fd in stop.fds:
+                self._poller.add(fd)
 
     # --- the loop -----------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until asked to stop. Returns the exit code."""
-        slots_fd = self._epoll.fileno()
         freeze_garbage()
         while not self._stop.requested:
-            ready = self._poller.wait(self._sleep_s(monotonic()))
+            ready = self._poller.wait(self.sleep_s(monotonic()))
             now = monotonic()
-            received = False
-            for thing in ready:
-                if thing is self._channel:
-                    self._receive(now)
-                    received = True
-                elif thing == slots_fd:
-                    self._read_slots(now)
-                elif thing is self._listener:
-                    self._server.on_ready(now)
-                elif isinstance(thing, int):
-                    self._stop.check(thing)
-                else:
-                    self._fetcher.on_ready(thing, now)
-            if now >= self._tick_at:
-                self._tick(now)
-            self._act(now)
-            if received and self._machine.answers_soon(SOON_S) and self._epoll_waits(SOON_S):
-                now = monotonic()
-                self._read_slots(now)
-                self._act(now)
-            self._speak(now)
-            if self._machine.failure or self._refused:
-                log.error("%s", self._refused or self._machine.failure)
+            received = self.take_in(ready, now)
+            self.act(now)
+            if received:
+                self.await_answer(now)
+            self.speak(now)
+            if self.failure:
+                log.error("%s", self.failure)
                 return 1
         log.info("worker stops: %s", self._stop.requested)
         return 0
+
+    @property
+    def failure(self) -> str:
+        """Why this worker cannot go on; "" while it can."""
+        return self._refused or self._machine.failure
+
+    def take_in(self, ready: Iterable[Any], now: float) -> bool:
+        """What the poller found, and what time brought about. Whether the broker spoke."""
+        received = False
+        slots_fd = self._epoll.fileno()
+        for thing in ready:
+            if thing is self._channel:
+                self._receive(now)
+                received = True
+            elif thing == slots_fd:
+                self._read_slots(now)
+            elif thing is self._listener:
+                self._server.on_ready(now)
+            elif isinstance(thing, int):
+                self._stop.check(thing)
+            elif self._fetcher.owns(thing):
+                self._fetcher.on_ready(thing, now)
+        if now >= self._tick_at:
+            self._tick(now)
+        return received
+
+    def await_answer(self, now: float) -> bool:
+        """Where the rows are so few and short that their results are due at once, wait for them
+        and take them in. Whether there are any."""
+        if not self._machine.answers_soon(SOON_S) or not self._epoll_waits(SOON_S):
+            return False
+        now = monotonic()
+        self._read_slots(now)
+        self.act(now)
+        return True
 
     def _epoll_waits(self, most_s: float) -> bool:
         """Whether a slot says something within so short a time.
@@ -175,7 +204,7 @@ class Worker:
         self._events = self._epoll.poll(most_s)
         return bool(self._events)
 
-    def _sleep_s(self, now: float) -> float:
+    def sleep_s(self, now: float) -> float:
         wake = self._tick_at
         machine_at = self._machine.wake_at(now)
         if machine_at is not None and machine_at < wake:
@@ -190,7 +219,7 @@ class Worker:
         """What time alone brings about."""
         session, settings = self._session, self._settings
         gap = now - self._tick_at
-        if gap > 2 * settings.beat_s:
+        if gap > 2 * settings.beat_s and self._channel is not None:
             session.last_heard = min(now, session.last_heard + gap)  # it was we who were silent
         self._tick_at = now + HELLO_S
         if not self._welcomed:
@@ -208,13 +237,14 @@ class Worker:
 
     def close(self) -> None:
         """Say good-bye, kill the slots, leave nothing behind."""
-        if self._welcomed:
+        if self._welcomed and self._channel is not None:
             self._session.post(m.Bye(self._stop.requested or self._machine.failure))
             try:
                 self._send()
             except TransportError:
                 pass
-        self._channel.close(linger_s=0.5)
+        if self._channel is not None:
+            self._channel.close(linger_s=0.5)
         self._fetcher.close()
         if self._listener is not None:
             self._listener.close()
@@ -234,23 +264,26 @@ class Worker:
                 NO_ANSWER_S,
             )
         if not self._session.has_unsent:
-            self._session.post(
-                m.Hello(
-                    m.WORKER,
-                    self._name,
-                    __version__,
-                    platform.python_version(),
-                    socket.gethostname(),
-                    os.getpid(),
-                    slots=self._n_slots,
-                    threads=self._kind == "thread",
-                    resources=self._resources,
-                    data_address=self._listener.address if self._listener is not None else "",
-                )
-            )
+            self._session.post(self.hello())
+
+    def hello(self) -> m.Hello:
+        """What this worker has to offer."""
+        return m.Hello(
+            m.WORKER,
+            self._name,
+            __version__,
+            platform.python_version(),
+            socket.gethostname(),
+            os.getpid(),
+            slots=self._n_slots,
+            threads=self._kind == "thread",
+            resources=self._resources,
+            data_address=self._listener.address if self._listener is not None else "",
+        )
 
     def _receive(self, now: float) -> None:
         channel = self._channel
+        assert channel is not None
         for _ in range(DRAIN):
             frames = channel.recv()
             if frames is None:
@@ -265,15 +298,19 @@ class Worker:
                 if header.token != self._session.token:
                     continue
                 if self._session.receive(header, message, now):
-                    self._on_message(header, message, now)
+                    self.on_message(header, message, now)
             except RemoteProtocolError as exc:
                 log.warning("a message of the broker makes no sense: %s", exc)
                 continue
         if self._session.acked != self._acked:
-            self._acked = self._session.acked
-            self._machine.acked(self._acked)
+            self.acked(self._session.acked)
 
-    def _on_message(self, header: wire.Header, message: m.Message, now: float) -> None:
+    def acked(self, seq: int) -> None:
+        """The broker has all messages up to this number."""
+        self._acked = seq
+        self._machine.acked(seq)
+
+    def on_message(self, header: wire.Header, message: m.Message, now: float) -> None:
         machine, kind = self._machine, type(message)
         if kind is m.Welcome:
             self._on_welcome(header, message, now)
@@ -339,7 +376,7 @@ class Worker:
         self._started = self._tick_at = now
         self._said_no_answer = False
 
-    def _speak(self, now: float) -> None:
+    def speak(self, now: float) -> None:
         session, machine = self._session, self._machine
         if self._welcomed:
             for message in machine.messages(now):
@@ -350,6 +387,7 @@ class Worker:
             self._send()
 
     def _send(self) -> None:
+        assert self._channel is not None
         session, send = self._session, self._channel.send
         while (frames := session.next_frames()) is not None:
             if not send(frames):
@@ -408,7 +446,7 @@ class Worker:
 
     # --- slots --------------------------------------------------------------------------------
 
-    def _act(self, now: float) -> None:
+    def act(self, now: float) -> None:
         """Do what the machine asks for, until it asks for nothing more."""
         while effects := self._machine.effects(now):
             for effect in effects:
@@ -502,7 +540,7 @@ class Worker:
         self._machine.slot_died(number, text, running, now)
 
 
-def _allow_many_descriptors() -> None:
+def allow_many_descriptors() -> None:
     """Each large value is a file; the usual limit of 1024 is for programs that use select()."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
@@ -537,7 +575,7 @@ def serve(
     data_address: where others fetch large values; default: chosen by the broker's address,
     "" to have everything relayed.  ready_fd: gets a line when the broker has said Welcome.
     """
-    _allow_many_descriptors()
+    allow_many_descriptors()
     with StopRequest(lifeline_fd) as stop:
         worker = None
         try:

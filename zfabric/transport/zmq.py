@@ -130,7 +130,11 @@ class _Base:
         self._monitor: zmq_socket.Monitor | None = None
         if not self._inproc:
             self._monitor = zmq_socket.Monitor(self._socket, events)
-        self.side_pollable: Any = None if self._monitor is None else self._monitor.socket
+        # Its descriptor rather than the socket: zmq_poll asks each socket twice per wait, at four
+        # system calls. A descriptor tells of news once, and _read_monitor always reads all of it.
+        self.side_pollable: Any = (
+            None if self._monitor is None else self._monitor.socket.get(zmq.FD)
+        )
         zmq_socket.live.add(self)
         if os.environ.get("ZFABRIC_DEBUG") == "1":
             _watch_thread(self)
