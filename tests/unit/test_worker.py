@@ -264,6 +264,19 @@ def test_a_worker_that_is_not_known_any_more_joins_as_a_new_one(broker: Broker, 
     assert loads_inline(new.outcomes()[row][1]) == 3
 
 
+def test_what_a_worker_cannot_read_ends_its_session(broker: Broker, start: Any) -> None:
+    """A message that is dropped would be sent again for ever, and the rows behind it with it."""
+    start(broker.address)
+    old = broker.until(lambda: broker.joined and broker.last)
+    head, body = wire.encode(m.Free([1]), old.session.token, EPOCH, seq=1)
+    broker.listener.send(old.peer, [head, bytes(body)[:-1] + b"\xc1"])
+    broker.until(lambda: len(broker.joined) == 2)
+    assert any(isinstance(message, m.Bye) for message in old.seen)
+    new = broker.last
+    row = broker.run(new, add, 1, 2)
+    broker.until(lambda: row in new.outcomes())
+
+
 def test_a_worker_waits_for_a_broker_that_is_not_there_yet(tmp_path: Path, start: Any) -> None:
     process = start(f"ipc://{tmp_path}/b")
     line = process.stderr.readline()

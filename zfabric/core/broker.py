@@ -249,9 +249,8 @@ class BrokerMachine:
         refusal = self._why_not(header, hello)
         if refusal is not None:
             self.counts[f"refused:{refusal.code}"] += 1
-            self.log.append(
-                (logging.WARNING, f"refused {hello.role} {hello.name!r}: {refusal.code}")
-            )
+            text = f"refused {hello.role} {hello.name!r} ({refusal.code}): {refusal.text}"
+            self.log.append((logging.WARNING, text))
             self._reply(peer, header.token, refusal)
             return
         session = Session(header.token, self.epoch, settings=self.settings, now=now)

@@ -300,8 +300,11 @@ class Worker:
                 if self._session.receive(header, message, now):
                     self.on_message(header, message, now)
             except RemoteProtocolError as exc:
-                log.warning("a message of the broker makes no sense: %s", exc)
-                continue
+                # It would be sent again for ever: the sequence cannot go on without it.
+                self._session.post(m.Bye(f"unreadable: {exc.reason}"))
+                self._send()
+                self._start_over(f"the broker sends what this worker cannot read ({exc})", now)
+                break
         if self._session.acked != self._acked:
             self.acked(self._session.acked)
 
