@@ -140,6 +140,19 @@ def test_releasing_twice_is_said_once() -> None:
     assert [type(message) for message in drain(submitter)] == [m.Submit, m.Release]
 
 
+def test_a_call_does_not_wait_for_futures_dropped_before_it() -> None:
+    submitter = machine()
+    old = submit(submitter)
+    drain(submitter)
+    submitter.released.append(old.id)
+    assert submitter.has_work() and not submitter.has_work(releasing=False)
+    new = submit(submitter)
+    message = submitter.next_message(releasing=False)
+    assert isinstance(message, m.Submit) and list(message.ids) == [new.id]
+    assert submitter.next_message(releasing=False) is None
+    assert drain(submitter) == [m.Release([old.id])]
+
+
 def test_a_released_pending_outcome_ends_so_that_nobody_waits_for_ever() -> None:
     submitter = machine()
     outcome = submit(submitter)

@@ -111,7 +111,7 @@ class Future(Reference):
     def release(self) -> None:
         """Forget the task and its value now, rather than when the last reference goes."""
         self._client._drop(self.task_id)
-        self._client._io.wake()
+        self._client._io.release_now()
 
     def add_done_callback(self, callback: Callable[[Future], object]) -> None:
         """Call callback(future) in a helper thread once the task has ended, in whatever way.

@@ -33,7 +33,18 @@ from zfabric.errors import (
     TransportError,
     ZFabricError,
 )
-from zfabric.messages import CLIENT, Answer, Bye, Hello, Message, Refuse, Relay, Results, Welcome
+from zfabric.messages import (
+    CLIENT,
+    Answer,
+    Bye,
+    Hello,
+    Message,
+    Refuse,
+    Relay,
+    Release,
+    Results,
+    Welcome,
+)
 from zfabric.runtime.fetch import Fetcher
 from zfabric.transport.contract import Channel, Poller
 from zfabric.transport.registry import connect
@@ -47,11 +58,22 @@ RETRY_S = 0.02
 """Until the next try where the channel took nothing; the poller tells when it is connected, so
 this is for one that is full."""
 
-RELEASE_S = 0.25
+LOOK_S = 0.25
 """A dropped future does not wake this thread; it looks for them that often at least."""
+
+RELEASE_S = 0.02
+"""Between two Releases of a few futures. One per call would be half of all messages where calls
+are made one by one, and each would go before the next call."""
+
+RELEASE_AT_ONCE = 64
+"""Dropped futures that do not wait for that."""
 
 RECEIVE_AT_ONCE = 64
 """Messages per turn, so that a flood of results does not keep new calls from leaving."""
+
+LONE_ROWS = 8
+"""Results of so few rows are answers to lone calls: behind them the socket is empty, as a rule,
+and finding that out costs as much as a message. The poller looks there anyway."""
 
 CLOSED_TEXT = "the client was closed before this task ended"
 
@@ -87,6 +109,9 @@ class IoThread:
         self._closing = False
         self._cut = False
         """The connection broke, and nothing has arrived since."""
+        self._readable = True
+        """The poller reported the channel, or not all of it was read."""
+        self._release_at = 0.0
         self._pid = os.getpid()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._channel: Channel | None = None
@@ -116,6 +141,11 @@ class IoThread:
             os.eventfd_write(self._wake_fd, 1)
         except BlockingIOError:  # 2**64 wake-ups that nobody read: it is awake enough
             pass
+
+    def release_now(self) -> None:
+        """Let dropped futures be released without delay."""
+        self._release_at = 0.0
+        self.wake()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """function(*args) in the I/O thread, where nothing else happens meanwhile; its result.
@@ -244,12 +274,13 @@ class IoThread:
             self._heard_from = now
         self._turn_at = now
         if self._welcomed and self.submitter.rows:
-            self._send()  # a lone call leaves before anything else is looked at
-        more = self._receive(now)
+            self._send(now)  # a lone call leaves before anything else is looked at
+        if self._readable:
+            self._receive(now)
         while self._calls:
             self._calls.popleft()()
         if self._welcomed:
-            wake_at = min(self._session.tick(now), now + RELEASE_S)
+            wake_at = min(self._session.tick(now), now + LOOK_S)
             self._watch_broker(now)
             if self._cut:
                 self._look_after_own_broker()
@@ -259,51 +290,58 @@ class IoThread:
         assert fetcher is not None
         if not fetcher.is_idle:
             wake_at = min(wake_at, fetcher.tick(now) or wake_at)
-        if not self._send():
+        if not self._send(now):
             wake_at = min(wake_at, now + RETRY_S)
+        if self.submitter.released and self._welcomed and not self._stuck:
+            wake_at = min(wake_at, self._release_at)
         self.sleeping = True
         # From here on a new row wakes us; this looks for those that came just before.
-        if more or self._calls or self._closing or (self._welcomed and self._has_rows()):
+        if self._readable or self._calls or self._closing or self._has_rows():
             self.sleeping = False
             wake_at = 0.0
         for ready in self._poller.wait(max(0.0, wake_at - monotonic()) if wake_at else 0.0):
-            if ready == self._wake_fd:
+            if ready is self._channel:
+                self._readable = True
+            elif ready == self._wake_fd:
                 self.sleeping = False
                 try:
                     os.eventfd_read(self._wake_fd)
                 except BlockingIOError:
                     pass
-            elif ready is not self._channel:
-                if fetcher.owns(ready):
-                    fetcher.on_ready(ready, monotonic())
+            elif fetcher.owns(ready):
+                fetcher.on_ready(ready, monotonic())
         self.sleeping = False
 
     def _has_rows(self) -> bool:
-        return bool(self.submitter.rows) and not self._stuck
+        return self._welcomed and bool(self.submitter.rows) and not self._stuck
 
     # --- sending ------------------------------------------------------------------------------
 
     _stuck = False
     """The last send was not taken, or the window is full: more rows change nothing."""
 
-    def _send(self) -> bool:
+    def _send(self, now: float) -> bool:
         """Send what the window and the channel take. False: try again soon."""
         assert self._channel is not None
         session, send = self._session, self._channel.send
-        window = self.settings.window
-        next_message = self.submitter.next_message
+        submitter = self.submitter
+        releasing = now >= self._release_at or len(submitter.released) >= RELEASE_AT_ONCE
         self._stuck = False
         while True:
             frames = session.next_frames()
             if frames is None:
                 if not self._welcomed:
                     return True
-                if session.n_unacked >= window:
+                if not submitter.has_work(releasing):
+                    return True
+                if session.n_unacked >= self.settings.window:
                     self._stuck = True  # an ack will wake us
                     return True
-                message = next_message()
+                message = submitter.next_message(releasing)
                 if message is None:
                     return True
+                if type(message) is Release:
+                    self._release_at = now + RELEASE_S
                 session.post(message)
                 continue
             if not send(frames):
@@ -326,43 +364,53 @@ class IoThread:
         if self._welcomed:
             self._wake_up(self.submitter.closed(self.submitter.closed_text))
             self._session.post(Bye("closed"))
-            self._send()
+            self._send(monotonic())
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def _receive(self, now: float) -> bool:
-        """Take in what has arrived. True: there may be more."""
+    def _receive(self, now: float) -> None:
+        """Take in what has arrived, or some of it."""
         assert self._channel is not None
-        recv = self._channel.recv
+        recv, session = self._channel.recv, self._session
         for _ in range(RECEIVE_AT_ONCE):
             frames = recv()
             if frames is None:
-                return False
+                break
             if not frames:
-                log.debug("the connection to %s broke; redialling", self.address)
-                if self._welcomed:
-                    # Before that a Beat would be the first that the broker hears of us, and it
-                    # refuses sessions that it does not know.
-                    self._session.reconnected()
-                self._hello_at = now
-                self._cut = True
+                self._on_cut(now)
                 continue
             try:
                 header, message = wire.decode(frames)
-                if header.token == self._session.token:
-                    if self._session.receive(header, message, now):
+                if header.token != session.token:
+                    continue
+                fresh = session.receive(header, message, now)
+                self._cut = False
+                if fresh:
+                    if type(message) is Results:
+                        self._wake_up(self.submitter.results(message))
+                        if len(message.ids) < LONE_ROWS:
+                            break
+                    else:
                         self._take(header, message)
-                    self._heard_from = now
-                    self._cut = False
+                        session = self._session
             except RemoteProtocolError as exc:
                 self.n_garbage += 1
                 log.warning("dropped a message from %s: %s", self.address, exc)
-        return True
+        else:
+            return  # there may be more
+        self._readable = False
+
+    def _on_cut(self, now: float) -> None:
+        log.debug("the connection to %s broke; redialling", self.address)
+        if self._welcomed:
+            # Before that a Beat would be the first that the broker hears of us, and it refuses
+            # sessions that it does not know.
+            self._session.reconnected()
+        self._hello_at = now
+        self._cut = True
 
     def _take(self, header: wire.Header, message: Message) -> None:
-        if type(message) is Results:
-            self._wake_up(self.submitter.results(message))
-        elif type(message) is Answer:
+        if type(message) is Answer:
             waiting = self._answers.get(message.request)
             if waiting is not None:
                 waiting[1].append(message.payload)

@@ -135,19 +135,28 @@ class Submitter:
         known = self.functions.get(fn) or self._older.get(fn)
         return known[1] if known else "task"
 
-    def has_work(self) -> bool:
-        """Whether next_message() would give one."""
-        return bool(self.rows or self.released or self._named or self._urgent)
+    def has_work(self, releasing: bool = True) -> bool:
+        """Whether next_message(releasing) may give one."""
+        return bool(
+            self.rows
+            or self._urgent
+            or self._named
+            or self._due_releases
+            or (releasing and self.released)
+        )
 
     # --- the I/O thread: what leaves ----------------------------------------------------------
 
-    def next_message(self) -> Message | None:
-        """The next message for the broker, None when there is nothing to say."""
+    def next_message(self, releasing: bool = True) -> Message | None:
+        """The next message for the broker, None when there is nothing to say.
+
+        releasing: False leaves futures that were dropped just now for a later call.
+        """
         if self._urgent:
             return self._urgent.popleft()
         if not self._due_releases and not self._due_named:
             # In this order: whoever releases has queued the row before (see the head).
-            self._due_releases = len(self.released)
+            self._due_releases = len(self.released) if releasing else 0
             self._due_named = len(self._named)
             self._rows_first = len(self.rows)
         if self._rows_first <= 0:
