@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import zfabric
 from tests.unit.client_broker import FakeBroker
 from zfabric import messages as m
+from zfabric import wire
 from zfabric.client import Client
 from zfabric.errors import TaskLost
 
@@ -64,6 +66,45 @@ def test_garbage_from_the_broker_is_dropped(
     broker.stir(garbage)
     wait_until(lambda: client._io.n_garbage == 1)
     assert client.submit(add, 1).result(10) == 2
+
+
+def test_a_session_ends_when_its_broker_cannot_be_understood(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    done = client.submit(add, 1)
+    assert done.result(10) == 2
+    broker.hold = True
+    pending = client.submit(add, 1)
+    client.info()
+    number = client._submitter.number
+
+    def babble() -> None:
+        for token, peer in broker._peers.items():
+            session = broker.sessions[token]
+            frames = wire.encode(m.Results([1], b"\0", [b""]), token, 7, session.posted + 1, 0)
+            broker._listener.send(peer, [frames[0], b"\xc1", *frames[2:]])
+
+    broker.stir(babble)
+    with pytest.raises(TaskLost) as caught:
+        pending.result(10)
+    assert f"{broker.address} sends what this client cannot read" in str(caught.value)
+    assert f"zfabric is {zfabric.__version__} here and 0 at the broker" in str(caught.value)
+    wait_until(lambda: client._submitter.number != number)
+    assert broker.seen["Bye"] == [m.Bye("unreadable: body-garbage")]
+    broker.hold = False
+    assert done.result() == 2 and client.submit(add, 5).result(10) == 6
+
+
+def test_a_worker_that_cannot_be_understood_ends_no_session(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    def babble() -> None:
+        for session in broker.sessions.values():
+            session.post(m.Relay(3, (b"x", b"y")))
+
+    broker.stir(babble)
+    wait_until(lambda: client._io.n_garbage == 1)
+    assert client.submit(add, 1).result(10) == 2 and "Bye" not in broker.seen
 
 
 def test_close_says_good_bye_and_leaves_nothing(

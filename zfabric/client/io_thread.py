@@ -48,6 +48,7 @@ from zfabric.messages import (
 from zfabric.runtime.fetch import Fetcher
 from zfabric.transport.contract import Channel, Poller
 from zfabric.transport.registry import connect
+from zfabric.wire.header import decode_header
 
 log = logging.getLogger(__name__)
 
@@ -384,21 +385,44 @@ class IoThread:
                 if header.token != session.token:
                     continue
                 fresh = session.receive(header, message, now)
-                self._cut = False
-                if fresh:
-                    if type(message) is Results:
-                        self._wake_up(self.submitter.results(message))
-                        if len(message.ids) < LONE_ROWS:
-                            break
-                    else:
-                        self._take(header, message)
-                        session = self._session
             except RemoteProtocolError as exc:
-                self.n_garbage += 1
-                log.warning("dropped a message from %s: %s", self.address, exc)
+                self._on_garbage(frames, exc)
+                session = self._session
+                continue
+            self._cut = False
+            if fresh:
+                if type(message) is Results:
+                    self._wake_up(self.submitter.results(message))
+                    if len(message.ids) < LONE_ROWS:
+                        break
+                else:
+                    self._take(header, message)
+                    session = self._session
         else:
             return  # there may be more
         self._readable = False
+
+    def _on_garbage(self, frames: list[bytes], error: RemoteProtocolError) -> None:
+        """A stranger's bytes are dropped. What the broker says in our session would come again
+        for ever, as the sequence cannot go on without it: that session is over."""
+        self.n_garbage += 1
+        try:
+            ours = decode_header(bytes(frames[0])).token == self._session.token
+        except RemoteProtocolError:
+            ours = False
+        if not ours:
+            log.warning("dropped a message from %s: %s", self.address, error)
+            return
+        from zfabric import __version__
+
+        broker = self.welcome.zfabric if self.welcome is not None else "unknown"
+        text = (
+            f"the broker at {self.address} sends what this client cannot read ({error}); zfabric"
+            f" is {__version__} here and {broker} at the broker: install the same on both sides"
+        )
+        if not self._welcomed:
+            raise RemoteProtocolError(error.reason, text)
+        self._lose_session(text, goodbye=f"unreadable: {error.reason}")
 
     def _on_cut(self, now: float) -> None:
         log.debug("the connection to %s broke; redialling", self.address)
@@ -417,13 +441,22 @@ class IoThread:
                 waiting[0]()
         elif type(message) is Relay:
             if self.fetcher is not None:
-                self.fetcher.on_relay(message.peer, wire.decode(message.frames)[1], monotonic())
+                self._take_relay(self.fetcher, message)
         elif type(message) is Welcome:
             self._take_welcome(header, message)
         elif type(message) is Refuse:
             self._take_refuse(message)
         elif type(message) is Bye:
             self._lose_session(f"the broker at {self.address} shut down ({message.reason})")
+
+    def _take_relay(self, fetcher: Fetcher, relay: Relay) -> None:
+        try:
+            message = wire.decode(relay.frames)[1]
+        except RemoteProtocolError as exc:  # the worker's fault, not the broker's
+            self.n_garbage += 1
+            log.warning("dropped what worker %d sent: %s", relay.peer, exc)
+        else:
+            fetcher.on_relay(relay.peer, message, monotonic())
 
     def _take_welcome(self, header: wire.Header, message: Welcome) -> None:
         if self._welcomed:
@@ -455,9 +488,13 @@ class IoThread:
             self._wake_up(self.submitter.session_lost(text))
             raise TransportError(text)
 
-    def _lose_session(self, text: str) -> None:
+    def _lose_session(self, text: str, goodbye: str = "") -> None:
+        """goodbye: what to tell a broker that still knows the session."""
         log.warning("%s; what was pending is lost, connecting anew", text)
         awaited = self.submitter.session_lost(text)
+        if goodbye:
+            self._session.post(Bye(goodbye))
+            self._send(self._turn_at)
         for alarm, _ in list(self._answers.values()):
             alarm()
         self._begin_session()
