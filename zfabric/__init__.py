@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         wait,
     )
     from zfabric.client.as_completed import as_completed
-    from zfabric.client.progress import progress
+    from zfabric.client.progress_bar import progress
     from zfabric.launch.local import LocalFabric
 
 __version__ = "0.1.0.dev0"

@@ -34,6 +34,26 @@ def test_dir_shows_the_public_names() -> None:
     assert {"Client", "as_completed", "TaskFailed", "LocalFabric"} <= set(dir(zfabric))
 
 
+def test_public_names_stay_what_they_are_when_modules_load() -> None:
+    """A module of the same name would take the place of a function once it is imported."""
+    import pkgutil
+    from importlib import import_module
+
+    from zfabric import client
+
+    for package in (zfabric, client):
+        before = {name: getattr(package, name) for name in package.__all__}
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name != "__main__":
+                import_module(f"{package.__name__}.{module.name}")
+        for name, value in before.items():
+            assert getattr(package, name) is value
+            assert callable(value) or name == "__version__", name
+    client.progress([])
+    zfabric.progress([])
+    assert callable(client.progress) and callable(zfabric.progress)
+
+
 def test_every_error_is_reexported() -> None:
     from zfabric import errors
 

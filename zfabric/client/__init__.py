@@ -31,8 +31,8 @@ def fire_and_forget(futures: Any) -> None:
 
 
 def progress(futures: Any, **options: Any) -> None:
-    """Show how far these futures are; see zfabric.client.progress."""
-    from zfabric.client.progress import progress as show
+    """Show how far these futures are; see zfabric.client.progress_bar."""
+    from zfabric.client.progress_bar import progress as show
 
     show(futures, **options)
 
