@@ -8,7 +8,14 @@ import socket
 import pytest
 
 from zfabric.errors import AddressInUse, ConfigError, InsecureBind
-from zfabric.runtime.binding import check_exposure, is_loopback, listen_near, split_tcp
+from zfabric.runtime import binding
+from zfabric.runtime.binding import (
+    check_exposure,
+    is_loopback,
+    listen_near,
+    reachable,
+    split_tcp,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,3 +75,58 @@ def test_a_used_port_gives_the_next_and_says_so(caplog: pytest.LogCaptureFixture
             listener.close()
         with pytest.raises(AddressInUse):
             listen_near(f"tcp://127.0.0.1:{port}", strict=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:8787", "tcp://[::1]:1", "tcp://node7:8787", "ipc:///tmp/x", "inproc://x"],
+)
+def test_an_address_that_can_be_dialled_is_told_as_it_is(address: str) -> None:
+    assert reachable(address) == address
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "*"])
+def test_all_interfaces_are_told_as_one_that_can_be_dialled(host: str) -> None:
+    told = split_tcp(reachable(f"sock+tcp://{host}:8787"))
+    assert told is not None and told[0] == "sock+tcp" and told[2] == 8787
+    assert told[1].strip("[]") not in ("0.0.0.0", "::", "*", "", "127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize(
+    ("way_out", "interface", "told"),
+    [
+        ({"AF_INET": "10.1.2.3", "AF_INET6": "fd00::5"}, {}, "tcp://10.1.2.3:1"),
+        ({"AF_INET6": "fd00::5"}, {"AF_INET": "10.9.9.9"}, "tcp://[fd00::5]:1"),
+        ({}, {"AF_INET": "10.9.9.9"}, "tcp://10.9.9.9:1"),
+        ({}, {}, "tcp://node7:1"),
+    ],
+)
+def test_the_way_out_goes_before_any_interface_and_the_name(
+    way_out: dict[str, str],
+    interface: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binding, "_way_out", lambda family: way_out.get(family.name, ""))
+    monkeypatch.setattr(binding, "_any_interface", lambda family: interface.get(family.name, ""))
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    assert reachable("tcp://[::]:1") == told
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("127.0.0.1", ""),
+        ("::1", ""),
+        ("fe80::1", ""),
+        ("169.254.1.1", ""),
+        ("10.1.2.3", "10.1.2.3"),
+    ],
+)
+def test_addresses_that_another_host_can_dial(text: str, own: str) -> None:
+    assert binding._beyond_loopback(text) == own
+
+
+def test_an_interface_is_found_without_a_way_out() -> None:
+    own = binding._any_interface(socket.AF_INET)
+    assert own == "" or binding._beyond_loopback(own) == own

@@ -45,6 +45,63 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(info[4][0])).is_loopback for info in found)
 
 
+def reachable(address: str) -> str:
+    """What to type elsewhere to reach a listener bound to this address.
+
+    One that listens on all interfaces (0.0.0.0, [::], *) has an address that nobody can dial:
+    it is told as that of the interface with the way out, else of any beyond loopback, else as
+    this host's name. All other addresses come back as they are.
+    """
+    parts = split_tcp(address)
+    if parts is None or parts[1].strip("[]") not in ("0.0.0.0", "::", "*", ""):
+        return address
+    scheme, host, port = parts
+    families = [socket.AF_INET]
+    if "::" in host:
+        families.append(socket.AF_INET6)
+    for look in (_way_out, _any_interface):
+        for family in families:
+            own = look(family)
+            if own:
+                return f"{scheme}://[{own}]:{port}" if ":" in own else f"{scheme}://{own}:{port}"
+    return f"{scheme}://{socket.gethostname()}:{port}"
+
+
+_FAR = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses kept for documentation: nobody has them, so the way there is the way out."""
+
+
+def _way_out(family: socket.AddressFamily) -> str:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((_FAR[family], 9))  # asks the routing table; nothing is sent
+            return _beyond_loopback(str(probe.getsockname()[0]))
+    except OSError:
+        return ""
+
+
+def _any_interface(family: socket.AddressFamily) -> str:
+    import psutil
+
+    found = (a.address for some in psutil.net_if_addrs().values() for a in some)
+    of_family = (a for a in found if a and _is_of(family, a))
+    return next((own for a in of_family if (own := _beyond_loopback(a))), "")
+
+
+def _is_of(family: socket.AddressFamily, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except OSError:
+        return False
+    return True
+
+
+def _beyond_loopback(text: str) -> str:
+    """The address, "" where it is none that another host could dial."""
+    own = ipaddress.ip_address(text)
+    return "" if own.is_loopback or own.is_link_local or own.is_unspecified else text
+
+
 def check_exposure(address: str, insecure: bool) -> None:
     """Raise InsecureBind for a listener beyond this host, unless it was asked for by name."""
     parts = split_tcp(address)
