@@ -31,7 +31,7 @@ def test_a_message_comes_back_equal(kind: type, data: st.DataObject) -> None:
     seq = data.draw(st.integers(1, (1 << 64) - 1)) if wire.is_sequenced(message) else 0
     frames = [bytes(frame) for frame in wire.encode(message, token, epoch, seq, ack)]
     header, back = wire.decode(frames)
-    assert back == message
+    assert back == message and type(back) is kind
     assert (header.token, header.epoch, header.seq, header.ack) == (token, epoch, seq, ack)
     assert header.version == wire.PROTOCOL
     assert len(frames) <= wire.MAX_FRAMES
