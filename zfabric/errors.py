@@ -19,7 +19,8 @@ ConnectionError, TypeError, ValueError), ours inherits from it too.
     │   ├── RemoteProtocolError the peer did
     │   └── Refused             the broker refused the session (version, role, ...)
     ├── CodecError              an object could not become bytes, or the other way
-    │   └── Unserialisable      names the path to the culprit
+    │   ├── Unserialisable      names the path to the culprit
+    │   └── ModuleMissing       a worker (or this side) lacks a module
     ├── TaskError               a task ended without a value
     │   ├── TaskFailed          it raised something that cannot be rebuilt here
     │   ├── TaskCancelled
@@ -158,6 +159,21 @@ class Unserialisable(CodecError, TypeError):
         self.path = path
         self.type_name = type_name
         self.reason = reason
+
+
+class ModuleMissing(CodecError, ModuleNotFoundError):
+    """A function or a value needs a module that is not installed where it arrived.
+
+    module: its name.  file: where the sender has it from, "" if unknown.
+    """
+
+    _fields = ("module", "file", "message")
+
+    def __init__(self, module: str, file: str = "", message: str = "") -> None:
+        source = f" (from {file})" if file else ""
+        super().__init__(message or f"module {module}{source} is not here; install it")
+        self.name = self.module = module  # ModuleNotFoundError's word, and ours
+        self.file = file
 
 
 class TaskError(ZFabricError):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from zfabric.codec import serialise
 from zfabric.codec.references import Reference
-from zfabric.errors import CodecError, Unserialisable, UsageError
+from zfabric.errors import CodecError, ModuleMissing, Unserialisable, UsageError
 
 BASE = np.arange(10_000.0).reshape(100, 100)
 
@@ -362,7 +362,7 @@ def test_a_missing_frame_is_a_codec_error() -> None:
 
 
 def test_a_missing_module_is_named() -> None:
-    with pytest.raises(CodecError, match="module nosuchmodule is not here.*install it"):
+    with pytest.raises(ModuleMissing, match="module nosuchmodule is not here.*install it"):
         serialise.loads([b"\x80\x05cnosuchmodule\nf\n."])
 
 

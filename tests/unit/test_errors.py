@@ -59,6 +59,7 @@ def test_an_error_explains_itself(kind: type[ZFabricError]) -> None:
         (errors.ConnectFailed, ConnectionError),
         (errors.Refused, ConnectionError),
         (errors.Unserialisable, TypeError),
+        (errors.ModuleMissing, ModuleNotFoundError),
         (errors.TaskCancelled, concurrent.futures.CancelledError),
         (errors.ResultTimeout, TimeoutError),
         (errors.FrameTooLarge, ValueError),
@@ -81,6 +82,12 @@ def test_the_sentences_say_what_to_do_next() -> None:
         "  first",
         "  second",
     ]
+
+
+def test_a_missing_module_has_the_name_that_importers_look_for() -> None:
+    error = pickle.loads(pickle.dumps(errors.ModuleMissing("foo.bar", "/home/me/foo/bar.py")))
+    assert error.name == error.module == "foo.bar" and error.file == "/home/me/foo/bar.py"
+    assert "module foo.bar (from /home/me/foo/bar.py)" in str(error)
 
 
 def test_the_picture_at_the_head_of_the_file_is_complete() -> None:

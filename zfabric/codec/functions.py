@@ -20,7 +20,7 @@ from weakref import ref
 
 from zfabric.codec.fingerprint import Fingerprint, fingerprint, importable_name, origin
 from zfabric.codec.serialise import PROTOCOL, Buffer, dumps, nbytes_of, pickle_by_value, unreadable
-from zfabric.errors import CodecError, UsageError
+from zfabric.errors import CodecError, ModuleMissing, UsageError
 from zfabric.ids import FunctionId
 
 
@@ -118,8 +118,8 @@ def name_of(fn: Any) -> str:
 
 
 def load_function(blob: Buffer) -> Callable[..., Any]:
-    """The callable. Raises CodecError; if a module is missing here, the text says which, from
-    where it came, and what to do."""
+    """The callable. Raises CodecError; if a module is missing here, ModuleMissing, whose text
+    says which, from where it came, and what to do."""
     try:
         packed = pickle.loads(blob)
         if type(packed) is tuple:
@@ -165,17 +165,19 @@ def _import(module: str, qualname: str, file: str) -> Callable[..., Any]:
     return function
 
 
-def _missing(module: str, origins: dict[str, str]) -> CodecError:
+def _missing(module: str, origins: dict[str, str]) -> ModuleMissing:
     file, name = "", module
     while name and not file:
         file = origins.get(name, "")
         name = name.rpartition(".")[0]
     source = f" (from {file})" if file else ""
-    return CodecError(
+    return ModuleMissing(
+        module,
+        file,
         f"module {module}{source} is not on the worker; install it there, or define the function "
         "in the script or notebook itself so that it travels with the task, or call "
         f"zfabric.register_by_value({module}) before submitting, which sends the module's "
-        "functions and classes along"
+        "functions and classes along",
     )
 
 

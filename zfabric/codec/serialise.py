@@ -33,7 +33,7 @@ from struct import Struct
 from typing import Any, TypeAlias
 
 from zfabric.codec.by_value import names_by_value
-from zfabric.errors import CodecError, UsageError
+from zfabric.errors import CodecError, ModuleMissing, UsageError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -344,10 +344,12 @@ def unreadable(exc: Exception) -> CodecError:
         return exc
     if isinstance(exc, ModuleNotFoundError):
         module = exc.name or str(exc)
-        return CodecError(
-            f"module {module} is not here, and the received value needs it; install it here, or "
-            f"define what it has in the script itself, or call zfabric.register_by_value({module})"
-            " where the value is sent, so that it travels along"
+        return ModuleMissing(
+            module,
+            message=f"module {module} is not here, and the received value needs it; install it "
+            "here, or define what it has in the script itself, or call "
+            f"zfabric.register_by_value({module}) where the value is sent, so that it travels "
+            "along",
         )
     text = str(exc)
     return CodecError(f"the received value could not be loaded: {type(exc).__name__}: {text[:500]}")
