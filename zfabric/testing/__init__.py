@@ -1,1 +1,1 @@
-"""The garden: links, simulator, benches and contract suites, for whoever wants to test with them."""
+"""The garden: links, simulator, benches, contract suites, for whoever wants to test with them."""

@@ -62,22 +62,24 @@ class Running(NamedTuple):
 
 
 class SimSlot:
-    """One slot. Times are virtual seconds."""
+    """One slot. Times are virtual seconds.  may_fail: now and then it does not even start."""
 
-    def __init__(self, rng: random.Random, now: float) -> None:
+    def __init__(self, rng: random.Random, now: float, may_fail: bool = True) -> None:
         self._rng = rng
         self._functions: dict[int, bytes] = {}
         self._queue: deque[tuple[Sequence[Any], list[Any]]] = deque()
         self._kept: dict[int, bytes] = {}
         self._running: Running | None = None
-        self._batch: list[tuple[int, Any]] = []
+        self._batch: list[tuple[int, Any, int]] = []
         self._batch_at = 0.0
         self._busy_s = 0.0
         self._outbox: deque[tuple[float, Any]] = deque()
         self._ready_at = now + rng.choice([0.001, 0.05])
         self._unblock_at = NEVER
-        self._fails = rng.random() < 0.02
+        self._fails = may_fail and rng.random() < 0.02
+        self._must_answer = False
         self.resetting = False
+        """Rows were taken back, and the supervisor has not heard that this slot knows."""
         self.dead = False
         self.blocked = False
 
@@ -91,7 +93,7 @@ class SimSlot:
         now: float,
     ) -> None:
         """Raises KeyError when a value that is promised is not in the store."""
-        assert not self.resetting and not self.dead or self.dead
+        assert self.dead or not self.resetting, "rows for a slot that does not know of its reset"
         for fn, _, blob in functions:
             self._functions[fn] = blob
         for row in rows:
@@ -110,21 +112,20 @@ class SimSlot:
         for _ in range(taken):
             self._queue.pop()
         if taken and not self.resetting and not self.dead:
-            self.resetting = True
-            if self._running is None:
-                self._answer_reset(now)
+            self.resetting = self._must_answer = True
+            self.advance(now)
         return taken
 
     def forget(self, fns: Sequence[int]) -> None:
         for fn in fns:
             self._functions.pop(fn, None)
 
-    def peek(self) -> tuple[bytes, list[Any], float] | None:
+    def peek(self) -> tuple[bytes, list[Any], float, list[int]] | None:
         """Rows that are finished and not on their way, unless others are."""
         if not self._batch or any(type(event) is tuple for _, event in self._outbox):
             return None
-        statuses, payloads, _ = self._take_batch()
-        return statuses, payloads, 0.0
+        statuses, payloads, _, ids = self._take_batch()
+        return statuses, payloads, 0.0, ids
 
     def is_settled(self, now: float) -> bool:
         """Whether it keeps nothing to itself and reports as soon as the running row ends."""
@@ -137,6 +138,8 @@ class SimSlot:
         events = []
         while self._outbox and self._outbox[0][0] <= now:
             events.append(self._outbox.popleft()[1])
+        if RESET_DONE in events:
+            self.resetting = False
         return events
 
     def due(self) -> float:
@@ -188,10 +191,12 @@ class SimSlot:
                 self._finish(running, clock)
                 if self.dead:
                     return
-                if self.resetting:
-                    self._answer_reset(clock)
             if not self._queue:
                 self._report(clock)
+                if self._must_answer:
+                    # Only now: what was sent before the reset has been run or passed over.
+                    self._must_answer = False
+                    self._say(clock, RESET_DONE)
                 return
             if self._batch and clock - self._batch_at >= REPORT_S:
                 self._report(clock)
@@ -243,7 +248,7 @@ class SimSlot:
                 self._kept[row[0]] = payload
             if large:
                 status, payload = STORED, SimValue(1 << 20, payload)
-        self._batch.append((status, payload))
+        self._batch.append((status, payload, row[0]))
         if clock - begin > REPORT_S:
             self._report(clock)
 
@@ -251,15 +256,11 @@ class SimSlot:
         if self._batch:
             self._say(clock, self._take_batch())
 
-    def _take_batch(self) -> tuple[bytes, list[Any], float]:
+    def _take_batch(self) -> tuple[bytes, list[Any], float, list[int]]:
         batch, busy_s = self._batch, self._busy_s
         self._batch, self._busy_s = [], 0.0
-        return bytes(status for status, _ in batch), [payload for _, payload in batch], busy_s
-
-    def _answer_reset(self, clock: float) -> None:
-        self.resetting = False
-        self._report(clock)
-        self._say(clock, RESET_DONE)
+        statuses = bytes(status for status, _, _ in batch)
+        return statuses, [blob for _, blob, _ in batch], busy_s, [id_ for _, _, id_ in batch]
 
     def _say(self, clock: float, event: Any) -> None:
         self._outbox.append((clock + HOP_S, event))

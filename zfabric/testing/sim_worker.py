@@ -52,6 +52,7 @@ class SimWorker(Node):
         self.directory = directory
         self.store: dict[int, SimValue] = {}
         self.number = 0
+        self._n_started = 0
         self.fetches_fail = 0.0
         """Chance that a fetch finds nobody."""
         self._n_slots = n_slots
@@ -201,8 +202,8 @@ class SimWorker(Node):
         for number, slot in list(self.slots.items()):
             for event in slot.read(now):
                 if type(event) is tuple:
-                    statuses, payloads, busy_s = event
-                    machine.slot_done(number, statuses, payloads, busy_s, now)
+                    statuses, payloads, busy_s, ids = event
+                    machine.slot_done(number, statuses, payloads, busy_s, now, ids)
                 elif event == sim_slots.READY:
                     machine.slot_started(number, now)
                 elif event == sim_slots.RESET_DONE:
@@ -221,8 +222,8 @@ class SimWorker(Node):
         slot = self.slots[number]
         batch = slot.peek()
         if batch is not None:
-            statuses, payloads, busy_s = batch
-            self.machine.slot_done(number, statuses, payloads, busy_s, now)
+            statuses, payloads, busy_s, ids = batch
+            self.machine.slot_done(number, statuses, payloads, busy_s, now, ids)
         if slot.is_settled(now):
             self.machine.slot_settled(number)
 
@@ -256,7 +257,9 @@ class SimWorker(Node):
         elif kind is ForgetFunctions:
             self.slots[effect.slot].forget(effect.fns)
         elif kind is StartSlot:
-            self.slots[effect.slot] = SimSlot(self.agenda.rng, now)
+            # Several in a row would mean that none can be started, which ends a worker.
+            self._n_started += 1
+            self.slots[effect.slot] = SimSlot(self.agenda.rng, now, self._n_started % 4 == 0)
         elif kind is StopSlot:
             del self.slots[effect.slot]
         else:
