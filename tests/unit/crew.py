@@ -120,7 +120,7 @@ class Crew:
         elif isinstance(effect, PeekSlot):
             batch = links[effect.slot].peek()
             if batch is not None:
-                self.machine.slot_done(effect.slot, *batch, now)
+                self.machine.slot_done(effect.slot, *batch[:3], now, batch.ids)
             if links[effect.slot].is_settled(monotonic_ns()):
                 self.machine.slot_settled(effect.slot)
         elif isinstance(effect, KeepValue):
@@ -136,7 +136,7 @@ class Crew:
         report = link.read()
         for event in report.events:
             if not isinstance(event, int):
-                self.machine.slot_done(number, *event, now)
+                self.machine.slot_done(number, *event[:3], now, event.ids)
             elif event == p.READY:
                 self.machine.slot_started(number, now)
             elif event == p.RESET_DONE:

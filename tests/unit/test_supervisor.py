@@ -406,6 +406,38 @@ def test_rows_in_a_slot_are_recalled_if_they_have_not_begun() -> None:
     assert bench.said()[0][1:] == tuple((i, 1, VALUE, b"v%d" % i) for i in (1, 2, 4))
 
 
+@pytest.mark.parametrize("how", ["recall", "drop", "blocked"])
+def test_nothing_is_sent_to_a_slot_while_it_is_asked_for_rows(how: str) -> None:
+    """What is taken back are the last rows sent: a row sent in the same turn would be taken for
+    one of those, and each result after it given to the row before."""
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2, 3)
+    bench.sent()
+    if how == "blocked":
+        bench.machine.slot_blocked(1)
+    else:
+        getattr(bench.machine, how)([2])
+    bench.run(4)
+    effects = [effect for effect in bench.effects() if not isinstance(effect, StartSlot)]
+    assert effects == [TakeBack(1, 2)]
+    bench.machine.taken_back(1, 2)
+    assert not any(isinstance(effect, SendRows) for effect in bench.effects())
+    bench.done(1, b"v1")
+    if how == "blocked":
+        bench.machine.slot_unblocked(1)
+    bench.machine.slot_reset(1)
+    assert bench.sent()[1] == ([2, 3, 4] if how == "blocked" else [3, 4])
+
+
+def test_a_slot_that_reports_other_rows_than_it_was_sent_is_a_bug_and_stops_us() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    with pytest.raises(InternalError, match="reports other rows"):
+        bench.machine.slot_done(1, bytes([VALUE]), [b"v2"], 0.0, bench.now, [2])
+
+
 def test_a_dropped_row_that_had_begun_is_reported_without_its_value() -> None:
     bench = Bench(1)
     bench.run(1, 2, deps={2: [(1, LOCAL, 0)]})

@@ -104,6 +104,8 @@ class Submitter:
         self._due_releases = 0
         self._due_named = 0
         self._rows_first = 0
+        self._cancelled: dict[int, bool] = {}
+        """Cancelled tasks of whose end the broker has yet to tell, and whether to retry then."""
 
     # --- any thread ---------------------------------------------------------------------------
 
@@ -232,6 +234,8 @@ class Submitter:
             outcome = forget(task, None)
             if outcome is not None:  # else released twice, or its session is over
                 gone.append(task)
+                if self._cancelled:
+                    self._cancelled.pop(task, None)
                 if outcome.status == PENDING:
                     self._end_quietly(outcome, CANCELLED, "the future was released")
         return Release(gone) if gone else None
@@ -247,14 +251,20 @@ class Submitter:
     def results(self, message: Results) -> list[Outcome]:
         """Settle what ended. Returns the outcomes that somebody waits for."""
         find = self.outcomes.get
+        cancelled = self._cancelled
         awaited = []
         n_settled = 0
         for task, status, payload in zip(
             message.ids, message.statuses, message.payloads, strict=True
         ):
             outcome = find(task)
+            if cancelled and task in cancelled:
+                # However it ended: the user was told that it is cancelled.
+                if cancelled.pop(task):
+                    self._named.append(Retry([task]))
+                continue
             if outcome is None or outcome.status != PENDING:
-                continue  # released or cancelled meanwhile: the broker could not know
+                continue  # released meanwhile, or told twice
             outcome.payload = payload
             outcome.status = status
             n_settled += 1
@@ -271,16 +281,24 @@ class Submitter:
         if ended:
             self._settle(ended, CANCELLED, b"")
             self._named.append(Cancel([o.id for o in ended]))
+            self._cancelled.update(dict.fromkeys([o.id for o in ended], False))
         return [o for o in ended if o.waiters is not None]
 
     def retry(self, outcomes: Iterable[Outcome], failed: frozenset[int]) -> None:
-        """Run those again whose status is one of `failed`."""
+        """Run those again whose status is one of `failed`.
+
+        One that was just cancelled waits for the broker's word of that, or it would be taken for
+        the end of the new run.
+        """
         again = [o for o in outcomes if o.status in failed and o.id in self.outcomes]
         for outcome in again:
-            outcome.status = PENDING
             outcome.payload = None
-        if again:
-            self._named.append(Retry([o.id for o in again]))
+            outcome.status = PENDING
+            if outcome.id in self._cancelled:
+                self._cancelled[outcome.id] = True
+        now = [o.id for o in again if o.id not in self._cancelled]
+        if now:
+            self._named.append(Retry(now))
 
     def locate(self, outcome: Outcome, request: int) -> None:
         """Its value is not where it was said to be: the broker shall tell, or make it again."""
@@ -316,6 +334,7 @@ class Submitter:
         self._named.clear()
         self._urgent.clear()
         self._due_releases = self._due_named = self._rows_first = 0
+        self._cancelled.clear()
         lost = [o for o in list(table.values()) if o.status == PENDING or o.status == STORED]
         self._settle(lost, LOST, msgpack.packb([text]))
         return [o for o in lost if o.waiters is not None]

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -293,7 +294,7 @@ class Supervisor:
         for slot in self._slots.values():
             for position, entry in enumerate(slot.sent):
                 if entry[0] in ids:
-                    self._effects.append(TakeBack(slot.number, len(slot.sent) - position))
+                    self._take_back(slot, len(slot.sent) - position)
                     break
         for id_ in ids:
             waiting = self._rows.get(id_)
@@ -312,17 +313,28 @@ class Supervisor:
         self._failed_starts = 0
 
     def slot_done(
-        self, number: int, statuses: bytes, payloads: Sequence[Any], busy_s: float, now: float
+        self,
+        number: int,
+        statuses: bytes,
+        payloads: Sequence[Any],
+        busy_s: float,
+        now: float,
+        ids: list[int] | None = None,
     ) -> None:
         """Rows ended, in the order in which they were sent.
 
         payloads: blobs; for STORED a value that will be in the store after a KeepValue.
         busy_s: seconds that they took, 0.0 if unknown.
+        ids: as the slot itself names them. Order alone would do, but the price of a mistake in it
+        would be a wrong value under a right name; so a difference is an InternalError.
         """
         slot = self._slots[number]
         sent, n_rows = slot.sent, len(statuses)
         if n_rows > len(sent):
             raise InternalError(f"slot {number} reports {n_rows} rows of {len(sent)}")
+        if ids is not None and [entry[0] for entry in islice(sent, n_rows)] != ids:
+            story = [f"sent {entry[:2]}" for entry in islice(sent, n_rows)]
+            raise InternalError(f"slot {number} reports other rows: {ids}", story)
         if busy_s:
             self._pace.sample(busy_s, n_rows)
         slot.nbytes *= 1.0 - n_rows / len(sent)
@@ -369,9 +381,14 @@ class Supervisor:
         running row ends."""
         self._slots[number].peek_at = inf
 
+    def _take_back(self, slot: SlotRecord, most: int) -> None:
+        slot.asked = True
+        self._effects.append(TakeBack(slot.number, most))
+
     def taken_back(self, number: int, count: int) -> None:
         """The last `count` rows sent are not the slot's any more: the answer to a TakeBack."""
         slot = self._slots[number]
+        slot.asked = False
         if count:
             slot.resetting = True
             back = [slot.sent.pop() for _ in range(count)]
@@ -458,7 +475,7 @@ class Supervisor:
         self._tell_blocked()
         self._slots_changed = True
         if len(slot.sent) > 1:
-            self._effects.append(TakeBack(number, len(slot.sent) - 1))
+            self._take_back(slot, len(slot.sent) - 1)
 
     def slot_unblocked(self, number: int) -> None:
         """The slot's row goes on."""
@@ -696,7 +713,7 @@ class Supervisor:
         for slot in self._slots.values():
             if not slot.sent:
                 idle = idle or slot.takes_rows
-            elif len(slot.sent) > 1 and not slot.bare:
+            elif len(slot.sent) > 1 and not slot.bare and not slot.asked:
                 stuck = now - slot.quiet_since >= STUCK_S
                 if stuck or len(slot.sent) * self._pace.row_s > STEAL_S:
                     if best is None or len(slot.sent) > len(best.sent):
@@ -706,7 +723,7 @@ class Supervisor:
         if sum(len(entry) == 4 or not entry[4].need for entry in best.sent) > 1:
             stuck = now - best.quiet_since >= STUCK_S
             count = len(best.sent) - 1 if stuck else len(best.sent) // 2
-            self._effects.append(TakeBack(best.number, count))
+            self._take_back(best, count)
 
     # --- what is to be said -------------------------------------------------------------------
 

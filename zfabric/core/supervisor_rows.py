@@ -51,6 +51,7 @@ class SlotRecord:
     """
 
     __slots__ = (
+        "asked",
         "bare",
         "blocked",
         "followers",
@@ -77,6 +78,9 @@ class SlotRecord:
         self.blocked = False
         self.parked = False
         """It ends what it has and gets nothing new: there are slots enough."""
+        self.asked = False
+        """A TakeBack is on its way. Until it is known how many rows came of it nothing may be sent:
+        what is taken are the last rows sent, and which those are must not change meanwhile."""
         self.resetting = False
         """Rows were taken back, and it has not said yet that it knows."""
         self.bare = False
@@ -92,4 +96,4 @@ class SlotRecord:
     @property
     def takes_rows(self) -> bool:
         """Whether rows may be sent to it."""
-        return self.started and not (self.blocked or self.parked or self.resetting)
+        return self.started and not (self.blocked or self.parked or self.resetting or self.asked)

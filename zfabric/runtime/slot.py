@@ -143,7 +143,7 @@ class Slot:
             nbytes = 0 if type(blob) is InFile else len(blob)
             end = self._end + record_nbytes + nbytes
             if end <= BATCH_END and type(blob) is not InFile:
-                record(page, self._end, status, nbytes)
+                record(page, self._end, status, nbytes, row[0])
                 page[end - nbytes : end] = blob
                 self._end = end
                 words[2] = claimed
@@ -155,7 +155,7 @@ class Slot:
             else:
                 self._spent_ns = now - batch_ns
                 self._flush()
-                self._send_alone(status, blob, monotonic_ns() - now)
+                self._send_alone(row[0], status, blob, monotonic_ns() - now)
                 words[2] = words[3] = claimed
             blob = None
             batch_ns = now = monotonic_ns()
@@ -215,14 +215,16 @@ class Slot:
             self._end = p.BATCH
             words[p.BATCH_FIRST] = words[p.FINISHED]
 
-    def _send_alone(self, status: int, blob: Any, spent_ns: int) -> None:
+    def _send_alone(self, id_: int, status: int, blob: Any, spent_ns: int) -> None:
         """Send one record that does not fit the batch; the batch has been flushed."""
         fds = []
         kind = p.RESULTS
         if type(blob) is InFile:
             fds, kind = [blob.fd], p.FILE
             blob = marshal.dumps((blob.sizes, None), 2)
-        body = p.HEAD.pack(self._words[p.FINISHED], spent_ns) + p.RECORD.pack(status, len(blob))
+        body = p.HEAD.pack(self._words[p.FINISHED], spent_ns) + p.RECORD.pack(
+            status, len(blob), id_
+        )
         data = p.FRAME.pack(len(body) + len(blob), kind) + body
         with self._send_lock:
             if fds:

@@ -35,6 +35,8 @@ class Batch(NamedTuple):
     payloads: list[Any]
     busy_s: float
     """How long they took; 0.0 when unknown."""
+    ids: list[int]
+    """Which rows, as the slot says."""
 
 
 class Report(NamedTuple):
@@ -198,11 +200,12 @@ class SlotLink:
         """The records of a batch that were not seen by an earlier peek."""
         statuses = bytearray()
         payloads: list[Any] = []
+        ids: list[int] = []
         unpack, size = p.RECORD.unpack_from, p.RECORD.size
         at, end = 0, len(body)
         skip = self._n_reported - first
         while at < end and n_rows:
-            status, nbytes = unpack(body, at)
+            status, nbytes, id_ = unpack(body, at)
             at += size
             n_rows -= 1
             if skip > 0:
@@ -213,13 +216,14 @@ class SlotLink:
                     payload = _value(payload, fd)
                 statuses.append(status)
                 payloads.append(payload)
+                ids.append(id_)
             at += nbytes
         if skip < 0:
             raise InternalError(f"slot {self.number} reported row {first} too early")
         if not payloads:
             return None
         self._n_reported += len(payloads)
-        return Batch(bytes(statuses), payloads, busy_ns * 1e-9)
+        return Batch(bytes(statuses), payloads, busy_ns * 1e-9, ids)
 
     def peek(self) -> Batch | None:
         """Rows that the slot finished and has not reported. The batch is read from the page.

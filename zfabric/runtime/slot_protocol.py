@@ -1,7 +1,8 @@
 """What a supervisor and its slot share: frames on a socketpair, a page, and a token counter.
 
-Frames are `length u32, type u8, body`. Rows are run in the order in which they were sent, so
-results need no ids: they come back in that order.
+Frames are `length u32, type u8, body`. Rows are run in the order in which they were sent, and
+results come back in that order. They name their rows all the same, so that both ends notice if
+they ever disagree.
 
 Before it starts a row the slot takes one token from an eventfd semaphore; the supervisor posts
 one per row that it sends. So when the supervisor takes k tokens away itself, the last k rows
@@ -48,8 +49,8 @@ FILE = 21
 """As RESULTS, with one record, STORED; its bytes are in the descriptor that comes with it."""
 
 HEAD = Struct("<QQ")
-RECORD = Struct("<BI")
-"""Status, length of the payload, which follows. A STORED record's payload is marshal of
+RECORD = Struct("<BIQ")
+"""Status, length of the payload, which follows, and the row's task id. A STORED record's payload is marshal of
 (sizes, bytes or None)."""
 
 RESULTS_HEAD = Struct("<IBQQ")

@@ -512,7 +512,7 @@ class Worker:
             report = link.read()
             for event in report.events:
                 if not isinstance(event, int):
-                    machine.slot_done(number, *event, now)
+                    machine.slot_done(number, *event[:3], now, event.ids)
                 elif event == p.READY:
                     machine.slot_started(number, now)
                 elif event == p.RESET_DONE:
@@ -529,7 +529,7 @@ class Worker:
         link = self._slots.links[number]
         batch = link.peek()
         if batch is not None:
-            self._machine.slot_done(number, *batch, now)
+            self._machine.slot_done(number, *batch[:3], now, batch.ids)
         if link.is_settled(monotonic_ns()):
             self._machine.slot_settled(number)
 

@@ -44,17 +44,20 @@ class Call:
         self.checked = False
 
 
-def reasons(call: Call) -> set[int]:
-    """How a call may end without a value: as it says itself, or with one of its inputs."""
-    found: set[int] = set()
-    seen = {call}
+def ancestors(call: Call) -> set[Call]:
+    """All calls that it was made from, without itself."""
+    seen: set[Call] = set()
     stack = [call]
     while stack:
-        one = stack.pop()
-        found |= one.may
-        stack.extend(dep for dep in one.deps if dep not in seen)
-        seen.update(one.deps)
-    return found
+        deps = [dep for dep in stack.pop().deps if dep not in seen]
+        stack.extend(deps)
+        seen.update(deps)
+    return seen
+
+
+def reasons(call: Call) -> set[int]:
+    """How a call may end without a value: as it says itself, or with one of its inputs."""
+    return call.may.union(*(cause.may for cause in ancestors(call)))
 
 
 class SimClient(Node):
@@ -323,8 +326,11 @@ class SimClient(Node):
     def _retry(self) -> None:
         failed = [call for call in self.calls if call.outcome.status in FAILED]
         self.submitter.retry([call.outcome for call in failed], FAILED)
+        causes = {cause for call in self.calls for cause in ancestors(call)}
         for call in failed:
             call.checked = False
+            if call not in causes:
+                call.may = call.may - {m.CANCELLED}  # that was the attempt before
 
     def _scatter(self) -> None:
         """Put a value into a worker's store, and tell the broker a little later."""
