@@ -50,8 +50,8 @@ FILE = 21
 
 HEAD = Struct("<QQ")
 RECORD = Struct("<BIQ")
-"""Status, length of the payload, which follows, and the row's task id. A STORED record's payload is marshal of
-(sizes, bytes or None)."""
+"""Status, length of the payload, which follows, and the row's task id. A STORED record's payload
+is marshal of (sizes, bytes or None)."""
 
 RESULTS_HEAD = Struct("<IBQQ")
 """FRAME and HEAD at once."""
