@@ -124,6 +124,8 @@ class Ends:
         )
         self.poller = Poller()
         self.poller.add(self.listener)
+        self.doors: dict[Any, ValueServer] = {self.listener: self.server}
+        self.servers = {7: self.server}
         self.relayed: list[tuple[int, list[Any]]] = []
         self.fetcher = Fetcher(
             self.poller,
@@ -131,6 +133,15 @@ class Ends:
             settings=SETTINGS,
         )
         self.ended: list[Any] = []
+
+    def add_store(self, number: int, address: str) -> tuple[Store, str]:
+        """Another worker's store, and where it is."""
+        store, listener = Store(), transport.listen(address)
+        self.servers[number] = self.doors[listener] = ValueServer(
+            store, listener, lambda *_: None, settings=SETTINGS
+        )
+        self.poller.add(listener)
+        return store, listener.address
 
     def answer(self, number: int, reply: Any) -> None:
         self.fetcher.on_relay(number, reply, monotonic())
@@ -143,20 +154,23 @@ class Ends:
             wake = self.fetcher.tick(now)
             for number, frames in self.relayed:
                 _, message = wire.decode([bytes(f) for f in frames])
-                self.server.on_message(message, partial(self.answer, number), now)
+                server = self.servers[number]
+                server.on_message(message, partial(self.answer, number), now)
             self.relayed.clear()
             ready = self.poller.wait(0.1 if wake is None else min(0.1, max(0.0, wake - now)))
             for thing in ready:
-                if thing is self.listener:
-                    self.server.on_ready(monotonic())
+                if thing in self.doors:
+                    self.doors[thing].on_ready(monotonic())
                 else:
                     assert self.fetcher.owns(thing)
                     self.fetcher.on_ready(thing, monotonic())
-            self.server.tick()
+            for server in self.doors.values():
+                server.tick()
 
     def close(self) -> None:
         self.fetcher.close()
-        self.listener.close()
+        for listener in self.doors:
+            listener.close()
         self.store.clear()
 
 
@@ -192,6 +206,18 @@ def test_values_are_put_whole(ends: Any, sizes: list[int]) -> None:
         ends.until(lambda: ends.ended)
         assert ends.ended.pop() == ""
     assert ends.store.get(5).area == area and ends.put == [(5, area.nbytes)]
+
+
+def test_one_value_goes_into_several_stores_at_a_time(ends: Any, tmp_path: Path) -> None:
+    other, address = ends.add_store(8, f"ipc://{tmp_path}/e")
+    area = memoryview(sample(3_000_000))
+    targets = [(7, ends.address), (8, ends.address and address)]
+    for target in targets:
+        ends.fetcher.put(5, [area.nbytes], area, target, ends.ended.append, monotonic())
+    ends.until(lambda: len(ends.ended) == 2)
+    assert ends.ended == ["", ""] and ends.fetcher.is_idle
+    assert ends.store.get(5).area == area == other.get(5).area
+    other.clear()
 
 
 def test_many_values_at_a_time(ends: Any) -> None:

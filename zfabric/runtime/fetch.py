@@ -34,12 +34,15 @@ Way = tuple[int, str]
 
 
 class _Move:
-    """One download or upload, the ways for it, and whom to tell."""
+    """One download or upload, the ways for it, and whom to tell.
+
+    key: ("down", id, 0), or ("up", id, worker): a value may go to several stores at a time.
+    """
 
     __slots__ = ("key", "machine", "on_end", "started", "value", "ways")
 
     def __init__(
-        self, key: tuple[str, int], ways: list[Way], on_end: Callable[[Any], None]
+        self, key: tuple[str, int, int], ways: list[Way], on_end: Callable[[Any], None]
     ) -> None:
         self.key = key
         self.ways = ways
@@ -69,7 +72,7 @@ class Fetcher:
         self._relay = relay
         self._settings = settings
         self._channels: OrderedDict[str, Channel] = OrderedDict()
-        self._moves: dict[tuple[str, int], _Move] = {}
+        self._moves: dict[tuple[str, int, int], _Move] = {}
         self._queue: deque[tuple[_Move, Callable[[float], Download | Upload]]] = deque()
         self._blocked: deque[tuple[str, _Move, int, list[Any]]] = deque()
         """Messages that their channels could not take yet."""
@@ -89,7 +92,7 @@ class Fetcher:
         nbytes: what it should have, 0 if unknown.  sources: (worker number, data address).
         A second fetch of a value that is on its way replaces the first one's callback.
         """
-        move = _Move(("down", id_), self._ways(sources), on_end)
+        move = _Move(("down", id_, 0), self._ways(sources), on_end)
 
         def begin(now: float) -> Download:
             def allocate(sizes: Sequence[int]) -> memoryview:
@@ -115,7 +118,7 @@ class Fetcher:
 
         area: its frames as `codec.layout` joins them; must not change until the end.
         """
-        move = _Move(("up", id_), self._ways([target]), on_end)
+        move = _Move(("up", id_, target[0]), self._ways([target]), on_end)
 
         def begin(now: float) -> Upload:
             return Upload(
@@ -174,8 +177,11 @@ class Fetcher:
 
     def _on_message(self, message: Any, is_way: Callable[[Way], bool], now: float) -> None:
         kind = type(message)
-        key = ("up" if kind is Fetch or kind is PutDone else "down", getattr(message, "id", -1))
-        move = self._moves.get(key)
+        id_ = getattr(message, "id", -1)
+        if kind is Fetch or kind is PutDone:
+            move = self._upload(id_, is_way)
+        else:
+            move = self._moves.get(("down", id_, 0))
         if move is None or move.machine is None:
             return
         machine = move.machine
@@ -194,6 +200,13 @@ class Fetcher:
         else:
             machine.answered(at, message.error, now)
         self._advance(move, now)
+
+    def _upload(self, id_: int, is_way: Callable[[Way], bool]) -> _Move | None:
+        """The upload of this value that has the store behind that way as its target."""
+        for (direction, id_of_move, _), move in self._moves.items():
+            if direction == "up" and id_of_move == id_ and any(map(is_way, move.ways)):
+                return move
+        return None
 
     def tick(self, now: float) -> float | None:
         """Give up what is silent. Returns when to be called again, None when nothing is due."""
