@@ -340,6 +340,7 @@ class IoThread:
                     return True
                 message = submitter.next_message(releasing)
                 if message is None:
+                    self._stuck = submitter.is_held_up  # Results will wake us
                     return True
                 if type(message) is Release:
                     self._release_at = now + RELEASE_S

@@ -9,10 +9,13 @@ User threads and the one I/O thread meet here without a lock, by three habits:
   - Who waits adds a waiter first and looks at the status afterwards; the I/O thread writes the
     status first and looks for waiters afterwards. One of the two always sees the other.
 
-What leaves is cut into messages by `next_message`. A Release, Cancel or Retry may name a task
-whose row has not left yet, and the broker would not know it. So before these are taken, their
-number is noted, then the number of queued rows: whatever they may name is among those rows, and
-they wait until that many rows have left. A flood of new rows cannot hold them up any longer.
+What leaves is cut into messages by `next_message`. A Cancel or Retry keeps its place among the
+rows: those queued before it may be the ones that it names, and those behind it may take what is
+retried as an input. A Release has no such place; it follows all rows that were queued when it was
+noticed. A flood of new rows cannot hold either up.
+
+A task that was cancelled here may have ended at the broker just before, and either end is told by
+a Results row. Until that has come nothing is retried, or the old end would pass for the new one.
 
 A dropped future ends up here as an id in `released`. Its outcome leaves the table only with the
 Release itself, so that an id in the table is an id that the broker knows or will know.
@@ -99,13 +102,14 @@ class Submitter:
         self._older: dict[int, tuple[int, str, bytes]] = {}
         """Functions that were not looked up for a long time; the next ones to be forgotten."""
         self._urgent: deque[Message] = deque()
-        self._named: deque[Message] = deque()
-        """Messages that may name rows still queued."""
+        self._named: deque[tuple[int, Message]] = deque()
+        """Messages that may name queued rows, each with how many rows are to leave before it."""
+        self._n_taken = 0
+        """Rows that have left the queue."""
         self._due_releases = 0
-        self._due_named = 0
-        self._rows_first = 0
-        self._cancelled: dict[int, bool] = {}
-        """Cancelled tasks of whose end the broker has yet to tell, and whether to retry then."""
+        self._releases_after = 0
+        self._cancelled: set[int] = set()
+        """Tasks cancelled here of whose end the broker has yet to tell."""
 
     # --- any thread ---------------------------------------------------------------------------
 
@@ -156,26 +160,40 @@ class Submitter:
         """
         if self._urgent:
             return self._urgent.popleft()
-        if not self._due_releases and not self._due_named:
-            # In this order: whoever releases has queued the row before (see the head).
-            self._due_releases = len(self.released) if releasing else 0
-            self._due_named = len(self._named)
-            self._rows_first = len(self.rows)
-        if self._rows_first <= 0:
-            if self._due_named:
-                self._due_named -= 1
-                return self._named.popleft()
-            if self._due_releases:
+        if releasing and not self._due_releases:
+            # In this order: whoever releases has queued the row before.
+            self._due_releases = len(self.released)
+            self._releases_after = self._n_taken + len(self.rows)
+        named = self._named
+        while True:
+            most = self._settings.batch_rows
+            if named:
+                most = min(most, named[0][0] - self._n_taken)
+                if most <= 0 and not self.is_held_up:
+                    return named.popleft()[1]
+            if self._due_releases and self._n_taken >= self._releases_after:
                 release = self._take_releases()
                 if release is not None:
                     return release
-        while self.rows:
-            message = self._take_rows()
+            if most <= 0 or not self.rows:
+                return None
+            message = self._take_rows(most)
             if message.ids:
                 return message
-        return None
 
-    def _take_rows(self) -> Submit:
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the next thing to be said is a Retry that has to wait for Results."""
+        if not self._cancelled or not self._named:
+            return False
+        message = self._named[0][1]
+        return type(message) is Retry and not self._cancelled.isdisjoint(message.ids)
+
+    def _name(self, message: Message) -> None:
+        """Queue a message that may name rows, behind those that are queued now."""
+        self._named.append((self._n_taken + len(self.rows), message))
+
+    def _take_rows(self, most: int) -> Submit:
         task_ids: list[int] = []
         fns: list[int] = []
         payloads: list[bytes] = []
@@ -186,9 +204,9 @@ class Submitter:
         functions: list[tuple[int, str, bytes]] = []
         known = self._known
         row = 0
-        for _ in range(min(len(self.rows), self._settings.batch_rows)):
+        for _ in range(min(len(self.rows), most)):
             task, fn, payload, row_deps, row_options = pop()
-            self._rows_first -= 1
+            self._n_taken += 1
             if task < self._base:
                 # Made just when the session before this one was lost: its id means nothing now.
                 outcome = self.outcomes.pop(task, None)
@@ -234,8 +252,7 @@ class Submitter:
             outcome = forget(task, None)
             if outcome is not None:  # else released twice, or its session is over
                 gone.append(task)
-                if self._cancelled:
-                    self._cancelled.pop(task, None)
+                self._cancelled.discard(task)
                 if outcome.status == PENDING:
                     self._end_quietly(outcome, CANCELLED, "the future was released")
         return Release(gone) if gone else None
@@ -259,10 +276,8 @@ class Submitter:
         ):
             outcome = find(task)
             if cancelled and task in cancelled:
-                # However it ended: the user was told that it is cancelled.
-                if cancelled.pop(task):
-                    self._named.append(Retry([task]))
-                continue
+                cancelled.discard(task)
+                continue  # however it ended: the user was told that it is cancelled
             if outcome is None or outcome.status != PENDING:
                 continue  # released meanwhile, or told twice
             outcome.payload = payload
@@ -280,31 +295,38 @@ class Submitter:
         ended = [o for o in outcomes if o.status == PENDING]
         if ended:
             self._settle(ended, CANCELLED, b"")
-            self._named.append(Cancel([o.id for o in ended]))
-            self._cancelled.update(dict.fromkeys([o.id for o in ended], False))
+            # For those whose retry is held up, the Cancel has been said already.
+            held = {o.id for o in ended} & self._cancelled
+            if held:
+                self._withdraw_retries(held)
+            now = [o.id for o in ended if o.id not in held]
+            if now:
+                self._cancelled.update(now)
+                self._name(Cancel(now))
         return [o for o in ended if o.waiters is not None]
 
     def retry(self, outcomes: Iterable[Outcome], failed: frozenset[int]) -> None:
-        """Run those again whose status is one of `failed`.
-
-        One that was just cancelled waits for the broker's word of that, or it would be taken for
-        the end of the new run.
-        """
+        """Run those again whose status is one of `failed`."""
         again = [o for o in outcomes if o.status in failed and o.id in self.outcomes]
         for outcome in again:
             outcome.payload = None
             outcome.status = PENDING
-            if outcome.id in self._cancelled:
-                self._cancelled[outcome.id] = True
-        now = [o.id for o in again if o.id not in self._cancelled]
-        if now:
-            self._named.append(Retry(now))
+        if again:
+            self._name(Retry([o.id for o in again]))
+
+    def _withdraw_retries(self, tasks: set[int]) -> None:
+        self._named = deque(
+            (after, Retry([id_ for id_ in message.ids if id_ not in tasks]))
+            if type(message) is Retry
+            else (after, message)
+            for after, message in self._named
+        )
 
     def locate(self, outcome: Outcome, request: int) -> None:
         """Its value is not where it was said to be: the broker shall tell, or make it again."""
         if outcome.status == STORED and outcome.id in self.outcomes:
             outcome.status = PENDING
-            self._named.append(Ask(request, "locate", [outcome.id]))
+            self._name(Ask(request, "locate", [outcome.id]))
 
     def register(
         self, outcomes: Sequence[Outcome], payloads: Sequence[bytes], message: Register
@@ -333,7 +355,7 @@ class Submitter:
         self.released.clear()
         self._named.clear()
         self._urgent.clear()
-        self._due_releases = self._due_named = self._rows_first = 0
+        self._due_releases = 0
         self._cancelled.clear()
         lost = [o for o in list(table.values()) if o.status == PENDING or o.status == STORED]
         self._settle(lost, LOST, msgpack.packb([text]))
