@@ -131,7 +131,7 @@ def test_coroutine_functions_run_as_tasks(client: zfabric.Client) -> None:
 
 
 def test_misuse_is_told(client: zfabric.Client) -> None:
-    with pytest.raises(NoWorkerFits, match="GPU"):
+    with pytest.raises(NoWorkerFits, match=r"^add-\d{1,5} asks for .*GPU"):
         client.submit(add, 1, resources={"GPU": 1}).result(20)
     with pytest.raises(NoWorkerFits, match="nobody"):
         client.submit(add, 1, workers="nobody").result(20)

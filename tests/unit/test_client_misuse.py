@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.client_broker import FakeBroker
-from zfabric.client import Client, get_client
+from zfabric.client import Client, as_completed, fire_and_forget, get_client, progress, wait
 from zfabric.errors import (
     ClientClosed,
     ConfigError,
@@ -75,7 +75,7 @@ def test_addresses_and_options_that_make_no_sense(broker: FakeBroker) -> None:
 def test_the_result_of_a_call_instead_of_a_function(client: Client) -> None:
     with pytest.raises(UsageError, match=r"submit\(f, x\) instead of submit\(f\(x\)\)"):
         client.submit(add(1))
-    with pytest.raises(UsageError, match="given 2, a int"):
+    with pytest.raises(UsageError, match="given 2, of type int"):
         client.submit(add(1), key="k")
     with pytest.raises(UsageError, match=r"map\(f, x\)"):
         client.map(7, [1])
@@ -153,10 +153,24 @@ def test_after_close(broker: FakeBroker) -> None:
         lambda: client.cancel([]),
         client.info,
     ):
-        with pytest.raises(ClientClosed, match="make a new Client"):
+        with pytest.raises(ClientClosed, match="^this client is closed; make a new Client$"):
             call()
     assert "closed" in repr(client)
     assert "finished" in repr(future)
+
+
+def test_other_things_where_futures_belong(client: Client) -> None:
+    for call in (
+        lambda: list(as_completed([1])),
+        lambda: as_completed().add(1),  # type: ignore[arg-type]
+        lambda: wait([client.submit(pow, 2, 3), "abc"]),  # type: ignore[list-item]
+        lambda: client.cancel(None),
+        lambda: progress({"a": 1}),
+        lambda: fire_and_forget(1),
+    ):
+        with pytest.raises(UsageError, match=r"takes (a future|futures), .*not an object of type"):
+            call()
+    assert client.gather([1, client.submit(pow, 2, 3)]) == [1, 8]
 
 
 def test_after_fork(client: Client) -> None:

@@ -26,7 +26,7 @@ def fire_and_forget(futures: Any) -> None:
     """Keep tasks until they have ended, also when nobody holds their futures any more."""
     from zfabric.client.waiting import futures_of
 
-    for future in futures_of(futures):
+    for future in futures_of(futures, "fire_and_forget()"):
         future.client.fire_and_forget(future)
 
 

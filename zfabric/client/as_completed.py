@@ -62,7 +62,7 @@ class as_completed:
     def add(self, future: Future) -> None:
         """Have this future come as well."""
         if not isinstance(future, Future):
-            raise UsageError(f"as_completed takes futures, not a {type(future).__name__}")
+            raise UsageError(f"add() takes a future, not an object of type {type(future).__name__}")
         if future._outcome.status != PENDING:
             self._ready.append(future)
             self._inbox.ring()
@@ -77,7 +77,7 @@ class as_completed:
         if isinstance(futures, LazyMap):
             self._lazy.append(futures)
             return
-        for future in futures_of(futures):
+        for future in futures_of(futures, "as_completed()"):
             self.add(future)
 
     # --- counting -----------------------------------------------------------------------------

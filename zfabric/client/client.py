@@ -332,7 +332,7 @@ class Client:
     def _own(self, nested: Any) -> list[Future]:
         if self._submitter.closed_text:
             misuse.refuse_closed(self)
-        futures = futures_of(nested)
+        futures = futures_of(nested, "this call")
         for future in futures:
             if future._client is not self:
                 raise UsageError(f"{future!r} belongs to another client: ask that one")

@@ -33,8 +33,8 @@ def refuse_uncallable(fn: Any, verb: str = "submit") -> None:
             f" arguments, {verb}(f, future)"
         )
     raise UsageError(
-        f"{verb}() was given {_short(fn)}, a {type(fn).__name__}, where a function belongs:"
-        f" write {verb}(f, x) instead of {verb}(f(x))"
+        f"{verb}() was given {_short(fn)}, of type {type(fn).__name__}, where a function"
+        f" belongs: write {verb}(f, x) instead of {verb}(f(x))"
     )
 
 
@@ -60,9 +60,8 @@ def refuse_closed(client: Client) -> None:
             "this client was made before os.fork(), and its thread and sockets stayed in the"
             " parent process; make a Client of its own in the child"
         )
-    raise ClientClosed(
-        f"this client is closed ({client._submitter.closed_text}); make a new Client"
-    )
+    why = "" if client._closed else client._submitter.closed_text
+    raise ClientClosed(f"this client is closed{f' ({why})' if why else ''}; make a new Client")
 
 
 def refuse_endless(iterables: Iterable[Any]) -> None:

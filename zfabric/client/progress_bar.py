@@ -36,7 +36,7 @@ def progress(
     notebook: show HTML; None finds out by itself.  interval_s: seconds between two looks.
     file: where the bar goes, default stderr. Where that is no terminal, one line at the end.
     """
-    flat = futures_of(futures)
+    flat = futures_of(futures, "progress()")
     if notebook is None:
         notebook = _in_notebook()
     show: Callable[[Count], None]

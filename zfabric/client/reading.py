@@ -18,6 +18,7 @@ from zfabric.errors import (
     TaskCancelled,
     TaskLost,
 )
+from zfabric.ids import counter_of
 from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED, UNFIT, VALUE
 
 if TYPE_CHECKING:
@@ -77,14 +78,20 @@ def error_of(future: Future) -> BaseException:
 
         return load_exception(payload)
     text, *rest = msgpack.unpackb(payload) if payload else [""]
+    # The broker names tasks by their ids; people know them by what Future.key says.
+    text = text.replace(f"-{outcome.id:x}", f"-{counter_of(outcome.id)}")
+    if text.startswith((f"{key} ", f"task {key} ")):
+        named = text
+    else:
+        named = f"{key}: {text}"
     if status == CANCELLED:
         return TaskCancelled(f"{key} was cancelled" + (f": {text}" if text else ""), key)
     if status == KILLED:
-        return KilledTask(f"{key}: {text}", key, rest[0] if rest else ())
+        return KilledTask(named, key, rest[0] if rest else ())
     if status == LOST:
-        return (TaskLost if outcome.fn else DataLost)(f"{key}: {text}", key)
+        return (TaskLost if outcome.fn else DataLost)(named, key)
     if status == UNFIT:
-        return NoWorkerFits(f"{key}: {text}", key)
+        return NoWorkerFits(named, key)
     raise AssertionError(f"no error has status {status}")
 
 

@@ -151,7 +151,7 @@ def wait(
     return_when: ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, as in concurrent.futures.
     Returns what is done and what is not, also when `timeout` seconds are over.
     """
-    flat = futures_of(futures)
+    flat = futures_of(futures, "wait()")
     deadline = None if timeout is None else monotonic() + timeout
     if return_when == ALL_COMPLETED:
         for future in flat:
@@ -186,25 +186,34 @@ def _wait_first(flat: Sequence[Future], deadline: float | None, only_errors: boo
             remove_waiter(future._outcome, inbox)
 
 
-def futures_of(nested: Any) -> list[Future]:
-    """Every future in nested lists, tuples, sets, dicts and iterators, in their order."""
+def futures_of(nested: Any, verb: str = "") -> list[Future]:
+    """Every future in nested lists, tuples, sets, dicts and iterators, in their order.
+
+    verb: who takes nothing but futures; raises UsageError for anything else. "": others are
+    passed over.
+    """
     found: list[Future] = []
-    _collect(nested, found)
+    _collect(nested, found, verb)
     return found
 
 
-def _collect(nested: Any, found: list[Future]) -> None:
+def _collect(nested: Any, found: list[Future], verb: str) -> None:
     if isinstance(nested, Future):
         found.append(nested)
     elif isinstance(nested, dict):
         for item in nested.values():
-            _collect(item, found)
+            _collect(item, found, verb)
     elif isinstance(nested, Iterable) and not isinstance(nested, (str, bytes, bytearray)):
         for item in nested:
             if isinstance(item, Future):
                 found.append(item)
             else:
-                _collect(item, found)
+                _collect(item, found, verb)
+    elif verb:
+        raise UsageError(
+            f"{verb} takes futures, in whatever nesting, not an object of type"
+            f" {type(nested).__name__}; client.submit(f, x) gives one"
+        )
 
 
 def warn_without_workers(address: str) -> None:
