@@ -15,7 +15,7 @@ TaskId = NewType("TaskId", int)
 """One call and the value it makes: `session << 40 | counter`, 64 bits, never used twice."""
 
 SessionNumber = NewType("SessionNumber", int)
-"""A client or worker as the broker counts them: 1 .. 2**23 - 1, small, printed in logs."""
+"""A client or worker as the broker counts them, from a random number on: 1 .. 2**23 - 1."""
 
 SessionToken = NewType("SessionToken", int)
 """The 63 random bits that a peer puts in each message to say which session it speaks for."""

@@ -142,8 +142,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     def retry(self, task: int) -> None:
         if self.told.get(task) in (m.ERROR, m.KILLED, m.CANCELLED, m.LOST):
             del self.told[task]
-            if task in self.cancelled and self.inputs[task] == []:
-                self.cancelled.discard(task)
             self.take(self.bench.say(1, m.Retry([task])))
 
     @precondition(lambda self: len(self.held) < 3)

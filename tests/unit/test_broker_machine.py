@@ -430,3 +430,10 @@ def test_a_broker_that_stops_says_so(house: House) -> None:
     house.machine.close("maintenance")
     (refusal,) = house.deliver(client)
     assert refusal == m.Refuse("closing", "maintenance")
+
+
+def test_numbers_begin_where_they_are_told_to() -> None:
+    """So that ids of one incarnation mean nothing in the next."""
+    house = House()
+    house.machine = BrokerMachine(epoch=EPOCH, now=house.now, first_number=5000)
+    assert [house.peer(token).greet().number for token in (1, 2)] == [5000, 5001]

@@ -108,3 +108,15 @@ def test_what_is_released_or_lost_is_not_remembered() -> None:
     submitter.session_lost("the broker restarted")
     assert not submitter._cancelled
     assert not said(submitter)
+
+
+def test_a_row_of_an_earlier_session_is_not_sent_in_the_next() -> None:
+    for number in (1, 5):  # a restarted broker may give lower numbers, or higher ones
+        submitter = Submitter()
+        submitter.welcomed(3)
+        submitter.functions[7] = (7, "f", b"blob")
+        late = submitter.new_outcome(7)
+        submitter.welcomed(number)
+        submitter.rows.append((late.id, 7, b"args", None, None))
+        assert said(submitter) == []
+        assert late.status == m.LOST

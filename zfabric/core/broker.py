@@ -78,7 +78,14 @@ class BrokerMachine:
         python: str = "",
         settings: Settings = DEFAULTS,
         now: float,
+        first_number: int = 1,
     ) -> None:
+        """epoch: of this incarnation, random.  first_number: of its sessions.
+
+        As ids of tasks and values are made from session numbers, those of two incarnations should
+        differ: a client that has not noticed a restart may still put a value into a worker's store,
+        where the id must not be that of somebody else's task.
+        """
         self.epoch = epoch
         self.address = address
         self.version = version
@@ -99,7 +106,7 @@ class BrokerMachine:
         """(level, text) since the runtime last took them."""
         self._started = now
         self._ticked = now
-        self._next_number = 1
+        self._next_number = first_number
         self._names: set[str] = set()
         self._refused: OrderedDict[Peer, float] = OrderedDict()
 

@@ -207,7 +207,7 @@ class Submitter:
         for _ in range(min(len(self.rows), most)):
             task, fn, payload, row_deps, row_options = pop()
             self._n_taken += 1
-            if task < self._base:
+            if task >> ids.COUNTER_BITS != self.number:
                 # Made just when the session before this one was lost: its id means nothing now.
                 outcome = self.outcomes.pop(task, None)
                 if outcome is not None and outcome.status == PENDING:

@@ -20,6 +20,7 @@ from zfabric import __version__
 from zfabric.config import Settings
 from zfabric.core.broker import BrokerMachine, SessionRecord
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
+from zfabric.ids import MAX_SESSION
 from zfabric.runtime.binding import check_exposure, listen_near
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.transport import Listener, Poller
@@ -200,8 +201,10 @@ def remove_orphan(directory: str | None, stop: StopRequest) -> None:
 
 def new_machine(address: str, settings: Settings) -> BrokerMachine:
     """A broker that has just begun."""
+    epoch = int.from_bytes(os.urandom(4), "little") or 1
     return BrokerMachine(
-        epoch=int.from_bytes(os.urandom(4), "little") or 1,
+        epoch=epoch,
+        first_number=1 + epoch % (MAX_SESSION // 2),
         address=address,
         version=__version__,
         python=platform.python_version(),

@@ -26,6 +26,7 @@ from zfabric.core import invariants, scheduler
 from zfabric.core.broker import BrokerMachine, SessionRecord
 from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
+from zfabric.ids import MAX_SESSION
 from zfabric.messages import STORED
 from zfabric.testing.links import Weather
 from zfabric.testing.sim_client import SimClient
@@ -65,7 +66,13 @@ class SimBroker(Node):
 
     def __init__(self, agenda: Agenda, settings: Settings, epoch: int) -> None:
         super().__init__(agenda)
-        self.machine = BrokerMachine(epoch=epoch, version="1", settings=settings, now=agenda.now)
+        self.machine = BrokerMachine(
+            epoch=epoch,
+            version="1",
+            settings=settings,
+            now=agenda.now,
+            first_number=agenda.rng.randint(1, MAX_SESSION // 2),
+        )
         self.listener = Listener(self)
         self._tick_at = agenda.now
         self.wake(agenda.now)
