@@ -36,7 +36,7 @@ bench: $(VENV)/.run
 	@$(BIN)/python -m benchmarks tasks $(ARGS)
 
 faults: $(VENV)/.test
-	@$(BIN)/python -m pytest -m fault $(ARGS)
+	@FAULT_SECONDS=60 $(BIN)/python -m pytest -m fault $(ARGS)
 
 coverage: $(VENV)/.test
 	@$(PIP) install coverage
