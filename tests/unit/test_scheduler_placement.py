@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zfabric import messages as m
-from zfabric.core import scheduler as scheduler_module
+from zfabric.core import placer as placer_module
 from zfabric.core.placement import EmptiestFirst, emptiest, fullness, signature
 from zfabric.core.tasks import ASSIGNED, FAILED, READY, WAITING
 from zfabric.messages import LOCAL, STORED, UNFIT, TaskOptions
@@ -313,7 +313,7 @@ def test_both_ends_forget_the_oldest_function_of_a_session(
 def test_a_worker_forgets_the_oldest_function_but_not_before_its_rows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_KNOWN", 2)
+    monkeypatch.setattr(placer_module, "MAX_KNOWN", 2)
     bench.worker(101, credit=20)
     bench.say(1, one(1, 1, 1))
     for n, fn in ((2, 1), (3, 2), (4, 3)):
@@ -327,7 +327,7 @@ def test_a_worker_forgets_the_oldest_function_but_not_before_its_rows(
 def test_a_function_needed_again_in_the_turn_that_would_forget_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_KNOWN", 2)
+    monkeypatch.setattr(placer_module, "MAX_KNOWN", 2)
     bench.worker(101, credit=20)
     known: set[int] = set()
     number = 0

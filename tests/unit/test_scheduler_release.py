@@ -7,7 +7,8 @@ import pytest
 from zfabric import messages as m
 from zfabric.core import invariants
 from zfabric.core.outcomes import stored_payload
-from zfabric.core.scheduler import MAX_LOSSES, MAX_STRIKES
+from zfabric.core.scheduler import MAX_LOSSES
+from zfabric.core.table import MAX_STRIKES
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, RELEASED, WAITING
 from zfabric.messages import ERROR, INLINE, KILLED, LOCAL, LOST, STORED
 from zfabric.testing.bench import FUNCTION, Bench, results, run, tid

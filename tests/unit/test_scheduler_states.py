@@ -248,7 +248,7 @@ def test_the_end_of_a_cancelled_attempt_is_only_counted(bench: Bench) -> None:
     bench.submit(1)
     bench.cancel(1)
     assert bench.ended(1) == []
-    assert bench.scheduler.n_stale == 1
+    assert bench.scheduler.table.n_stale == 1
     assert bench.ended(1, status=STORED, payload=(5).to_bytes(8, "little")) == [
         (101, m.Free([tid(1)]))
     ]
@@ -285,7 +285,7 @@ def test_rows_count_for_the_live_attempt_of_the_right_worker_only(bench: Bench) 
     assert bench.task(1).attempt == 2
     assert bench.ended(1, attempt=1) == []
     assert bench.states(1) == [ASSIGNED]
-    assert bench.scheduler.n_stale == 3
+    assert bench.scheduler.table.n_stale == 3
     assert bench.ended(1, attempt=2) == [(1, results(1))]
 
 
@@ -293,7 +293,7 @@ def test_a_row_reported_twice_in_one_message(bench: Bench) -> None:
     bench.worker(101)
     bench.submit(1)
     assert bench.ended(1, 1) == [(1, results(1))]
-    assert bench.scheduler.n_stale == 1
+    assert bench.scheduler.table.n_stale == 1
 
 
 def test_messages_that_a_role_does_not_send() -> None:

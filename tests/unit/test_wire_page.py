@@ -9,7 +9,7 @@ from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import DEFAULTS
 from zfabric.core import broker
-from zfabric.core.scheduler import MAX_STRIKES
+from zfabric.core.table import MAX_STRIKES
 from zfabric.wire.coding import _KINDS
 from zfabric.wire.header import MAGIC, MAX_HEADER
 

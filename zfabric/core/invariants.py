@@ -30,10 +30,10 @@ def check(scheduler: Scheduler) -> None:
     """Raise InternalError at the first thing that does not agree with the rest."""
     tasks = scheduler.tasks
     _check_counts(tasks)
-    queued = {task for task in scheduler.ready.entries() if task.state == READY}
-    if scheduler.ready.n < len(queued):
+    queued = {task for task in scheduler.table.ready.entries() if task.state == READY}
+    if scheduler.table.ready.n < len(queued):
         raise InternalError("the ready queue counts fewer entries than are ready")
-    for queue in scheduler.restricted.values():
+    for queue in scheduler.table.restricted.values():
         queued.update(queue)
     for key, task in tasks.items():
         if task.id != key:
@@ -52,7 +52,7 @@ def check_empty(scheduler: Scheduler) -> None:
     check(scheduler)
     for task in scheduler.tasks.values():
         raise _broken("is still here though nobody holds anything", task)
-    if any(task.state == READY for task in scheduler.ready.entries()):
+    if any(task.state == READY for task in scheduler.table.ready.entries()):
         raise InternalError("a task that is not in the table is ready to run")
     for worker in scheduler.workers.values():
         if worker.rows or worker.values or any(worker.used.values()):
@@ -187,16 +187,16 @@ def _check_worker(scheduler: Scheduler, worker: WorkerRecord) -> None:
 
 def _check_turn(scheduler: Scheduler) -> None:
     """Nothing is left to be let go; what is to be said stands with peers that are here."""
-    if scheduler._unneeded:
-        raise InternalError("unneeded tasks were not let go", _stories(scheduler._unneeded))
+    if scheduler.table.unneeded:
+        raise InternalError("unneeded tasks were not let go", _stories(scheduler.table.unneeded))
     for worker in scheduler.workers.values():
         says = worker.ids or worker.drops or worker.frees or worker.gives
-        if says and worker not in scheduler._dirty_workers:
+        if says and worker not in scheduler.table.dirty_workers:
             raise InternalError(f"what worker {worker.name} is to hear would never be said")
     for client in scheduler.clients.values():
-        if client.ids and client not in scheduler._dirty_clients:
+        if client.ids and client not in scheduler.table.dirty_clients:
             raise InternalError(f"what client {client.name} is to hear would never be said")
-    for key in scheduler._strikes:
+    for key in scheduler.table.strikes:
         if key not in scheduler.tasks:
             raise InternalError(f"strikes are counted of value {key:x}, which is gone")
 

@@ -328,6 +328,12 @@ class Submitter:
             outcome.status = PENDING
             self._name(Ask(request, "locate", [outcome.id]))
 
+    def cancel_waiting(self, outcomes: Iterable[Outcome], request: int) -> None:
+        """Have the broker cancel those that no worker has yet; Results will tell which."""
+        pending = [o.id for o in outcomes if o.status == PENDING]
+        if pending:
+            self._name(Ask(request, "cancel_waiting", pending))
+
     def register(
         self, outcomes: Sequence[Outcome], payloads: Sequence[bytes], message: Register
     ) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from zfabric.config import Settings
-from zfabric.core import invariants, scheduler
+from zfabric.core import invariants, placer
 from zfabric.core.broker import BrokerMachine, SessionRecord
 from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
@@ -392,14 +392,14 @@ def small_limits(rng: random.Random) -> Iterator[None]:
         "GIVE_LIMIT": rng.choice([40, 64 * 1024]),
         "MAX_KNOWN": rng.choice([3, 2048]),
     }
-    before = {name: getattr(scheduler, name) for name in wanted}
+    before = {name: getattr(placer, name) for name in wanted}
     try:
         for name, value in wanted.items():
-            setattr(scheduler, name, value)
+            setattr(placer, name, value)
         yield
     finally:
         for name, value in before.items():
-            setattr(scheduler, name, value)
+            setattr(placer, name, value)
 
 
 def simulate(seed: int) -> Report:
