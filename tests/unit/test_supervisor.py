@@ -738,3 +738,17 @@ def test_nothing_is_asked_of_a_slot_that_died_in_the_same_turn() -> None:
     bench.machine.slot_died(1, "SIGSEGV", True, bench.now)
     assert bench.effects() == [StartSlot(2)]
     assert bench.said()[1] == ("returned", 2)
+
+
+def test_a_row_whose_value_was_freed_before_it_was_sent_is_given_back() -> None:
+    bench = Bench(1)
+    bench.machine.value_put(9, 100)
+    bench.run(1)
+    bench.sent()
+    bench.run(2, 3, deps={2: [(9, LOCAL, 100)], 3: [(2, LOCAL, 0)]})
+    bench.machine.free([9])
+    assert [e for e in bench.effects() if not isinstance(e, PeekSlot)] == [FreeValues([9])]
+    bench.done(1, b"v1")
+    assert bench.effects() == []
+    assert bench.said() == [("done", (1, 1, VALUE, b"v1")), ("returned", 2, 3)]
+    assert bench.machine.is_idle()

@@ -660,6 +660,9 @@ class Supervisor:
                 entry = ready.popleft()
             else:
                 break
+            if len(entry) > 4 and not self._has_values(entry):
+                self._give_back(entry)
+                continue
             fn = entry[2]
             if fn not in known:
                 known.add(fn)
@@ -680,6 +683,12 @@ class Supervisor:
         if rows:
             slot.bare = False
             self._effects.append(SendRows(slot.number, functions, rows))
+
+    def _has_values(self, entry: Entry) -> bool:
+        """Whether its stored values are still here: the broker may have freed one because other
+        workers could not fetch it, and will have it made again."""
+        held = self._held
+        return all(type(v) is not tuple or v[0] in held for v in entry[4].values)
 
     def _place(self, id_: int, slot: SlotRecord) -> bool:
         """A row is about to be sent: whether its result is to be kept for one that follows.
