@@ -197,7 +197,8 @@ class Register(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """client -> broker: tell me. `what` is "info", "workers" or "locate" (about = task ids)."""
+    """client -> broker: tell me. `what` is "info" or, about tasks, "locate" and
+    "cancel_waiting"."""
 
     request: int
     what: str

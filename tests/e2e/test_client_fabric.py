@@ -175,6 +175,33 @@ def test_await_and_executor(client: zfabric.Client) -> None:
         assert executor.submit(add, 1).result(20) == 2
 
 
+def pass_gate(here: str, gate: str) -> str:
+    """Say that it runs, and wait until it may end."""
+    Path(here).touch()
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return "passed"
+
+
+def test_an_executor_that_shuts_down_lets_running_calls_end(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    here, gate = tmp_path / "here", tmp_path / "gate"
+    # A fabric of its own, as one that has run short tasks sends many rows ahead.
+    with zfabric.Client(slots=1, kind="thread") as client:
+        executor = client.get_executor()
+        running = executor.submit(pass_gate, str(here), str(gate))
+        wait_until(here.exists)
+        others = [executor.submit(pass_gate, str(here), str(gate)) for _ in range(100)]
+        executor.shutdown(wait=False, cancel_futures=True)
+        wait_until(lambda: sum(f.cancelled() for f in others) > 50)
+        assert not running.done()
+        gate.touch()
+        executor.shutdown(wait=True)
+        assert running.result() == "passed" and all(f.done() for f in others)
+        assert {f.result() for f in others if not f.cancelled()} <= {"passed"}
+
+
 def test_info_run_and_repr(client: zfabric.Client) -> None:
     client.wait_for_workers(1, timeout=20)
     (worker,) = client.info()["workers"]

@@ -145,6 +145,10 @@ class FakeBroker:
                     self._settle(task, m.CANCELLED, b"")
         elif isinstance(message, m.Retry):
             self._retry(message)
+        elif isinstance(message, m.Ask) and message.what == "cancel_waiting":
+            for task in message.about:
+                if self._waiting.pop(task, None):
+                    self._settle(task, m.CANCELLED, b"")
         elif isinstance(message, m.Ask):
             tasks = {"waiting": len(self._waiting), "ready": 0, "running": 0}
             answer = {"workers": self.workers, "tasks": tasks}

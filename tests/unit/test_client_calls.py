@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,17 @@ def test_a_dropped_future_is_released(
     del future
     wait_until(lambda: task in broker.released)
     assert client._submitter.outcomes == {}
+
+
+def test_the_value_of_a_dropped_future_goes_at_once(client: Client) -> None:
+    class Thing:
+        pass
+
+    future = client.submit(Thing)
+    thing = weakref.ref(future.result(10))
+    assert thing() is future.result()
+    del future
+    assert thing() is None
 
 
 def test_release_at_once(

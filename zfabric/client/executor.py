@@ -20,6 +20,7 @@ from zfabric.client.future import Future
 from zfabric.client.waiting import add_waiter
 from zfabric.client.waiting import wait as wait_all
 from zfabric.core.submitter import Outcome
+from zfabric.messages import CANCELLED
 
 if TYPE_CHECKING:
     from zfabric.client.client import Client
@@ -113,15 +114,16 @@ class ClientExecutor(cf.Executor):
         return itertools.chain.from_iterable(values) if chunksize > 1 else values
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with `wait`, return when all have ended."""
+        """Take no more calls; with `wait`, return when all have ended.
+
+        cancel_futures: cancel those that no worker has begun to look at. The others go on, as in
+        the standard library, so that nothing runs any more when this returns.
+        """
         with self._lock:
             self._shut = True
             submitted, mapped = list(self._submitted.values()), list(self._mapped.values())
         if cancel_futures:
-            for future in submitted:
-                future.cancel()
-            if mapped and self._client._io.is_open:
-                self._client.cancel(mapped)
+            self._cancel_waiting(submitted, mapped)
         if wait:
             cf.wait(submitted)
             wait_all(mapped)
@@ -143,6 +145,8 @@ class ClientExecutor(cf.Executor):
         if future is None:
             return
         future._let_go()
+        if task._outcome.status == CANCELLED:
+            cf.Future.cancel(future)
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -151,6 +155,13 @@ class ClientExecutor(cf.Executor):
             future.set_exception(exc)
         else:
             future.set_result(value)
+
+    def _cancel_waiting(self, submitted: list[ExecutorFuture], mapped: list[Future]) -> None:
+        io = self._client._io
+        tasks = [*filter(None, [future._task for future in submitted]), *mapped]
+        if tasks and io.is_open:
+            outcomes = [task._outcome for task in tasks]
+            io.call(io.submitter.cancel_waiting, outcomes, io.new_request())
 
     def _forget(self, outcome: Outcome) -> None:
         self._mapped.pop(outcome.id, None)

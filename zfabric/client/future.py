@@ -45,7 +45,9 @@ class Future(Reference):
         self.task_id = outcome.id
 
     def __del__(self) -> None:
-        # Any thread, any moment, also in the middle of the I/O thread's work: only append.
+        # Any thread, any moment, also in the middle of the I/O thread's work: only append. The
+        # table keeps the outcome until its Release leaves, but nobody can ask for its value.
+        self._outcome.value = None
         self._client._drop(self.task_id)
 
     @property
