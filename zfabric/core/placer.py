@@ -199,18 +199,21 @@ class Placer:
         return any(w.may_ever_run(task.options) for w in self.table.workers.values())
 
     def why_unfit(self, task: TaskRecord) -> str:
+        """What it asks for, and what there is."""
         options = task.options
-        have = "; ".join(
-            f"{w.name} has {w.resources or 'no resources'}" for w in self.table.workers.values()
-        )
+        workers = self.table.workers.values()
         asked = []
         if options.resources:
             asked.append(f"resources {options.resources}")
         if options.workers:
             asked.append(f"one of the workers {', '.join(options.workers)}")
+        if options.workers and not any(w.name in options.workers for w in workers):
+            have = f"the workers are {', '.join(w.name for w in workers)}"
+        else:
+            have = "; ".join(f"{w.name} has {w.resources or 'no resources'}" for w in workers)
         return (
-            f"{task.name} asks for {' on '.join(asked)}, and no worker has that: {have}. "
-            "Start a worker with `--resources NAME=AMOUNT` or `--name`, or ask for less."
+            f"{task.name} asks for {' on '.join(asked)}, and no worker fits: {have}. "
+            "Start one with `--resources NAME=AMOUNT` or `--name`, or ask for less."
         )
 
     def refuse_unfit(self) -> None:

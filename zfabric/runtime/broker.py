@@ -21,7 +21,7 @@ from zfabric.config import Settings
 from zfabric.core.broker import BrokerMachine, SessionRecord
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
 from zfabric.ids import MAX_SESSION
-from zfabric.runtime.binding import check_exposure, listen_near
+from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.transport import Listener, Poller
 
@@ -175,12 +175,13 @@ def serve(
         except (ConfigError, AddressInUse) as exc:
             log.error("%s", exc)
             return 2
-        machine = new_machine(listener.address, settings)
+        told = reachable(listener.address)
+        machine = new_machine(told, settings)
         try:
             if connection_file is not None:
-                _write_connection_file(Path(connection_file), listener.address)
+                _write_connection_file(Path(connection_file), told)
             if announce is not None:
-                announce(join_lines(listener.address))
+                announce(join_lines(told))
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
             why = BrokerLoop(listener, machine, stop, Poller()).run()

@@ -11,6 +11,7 @@ import gc
 import marshal
 import mmap
 import os
+import reprlib
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ from zfabric.codec.exceptions import dump_exception
 from zfabric.codec.functions import load_function
 from zfabric.codec.serialise import dumps, unpack
 from zfabric.core.supervisor_effects import SKIPPED
+from zfabric.ids import counter_of
 from zfabric.messages import ERROR, VALUE
 from zfabric.runtime import slot_context
 from zfabric.runtime import slot_protocol as p
@@ -59,6 +61,7 @@ class Slot:
         self._send_lock = threading.Lock()
         self._functions: dict[int, Callable[..., Any]] = {}
         self._blobs: dict[int, bytes] = {}
+        self._names: dict[int, str] = {}
         self._inline_limit = 4096
         self._inbox = bytearray()
         self._received = memoryview(bytearray(RECV_NBYTES))
@@ -115,6 +118,7 @@ class Slot:
             result: Any
             frames: Any
             blob: Any
+            args = kwargs = None
             try:
                 payload = row[3]
                 context.task_id = row[0]
@@ -137,8 +141,9 @@ class Slot:
                 else:
                     status, blob = self._run_linked(row)
             except BaseException as exc:
-                args = kwargs = result = frames = None
-                status, blob = ERROR, dump_exception(exc)
+                result = frames = None
+                status, blob = ERROR, dump_exception(exc, where=self._where(row, args, kwargs))
+                args = kwargs = None
                 _cut_loose(exc)
             nbytes = 0 if type(blob) is InFile else len(blob)
             end = self._end + record_nbytes + nbytes
@@ -192,6 +197,13 @@ class Slot:
         if links and links[1] and status == VALUE:
             self._kept[id_] = blob
         return status, blob
+
+    def _where(self, row: Any, args: Any, kwargs: Any) -> str:
+        """The line above a remote traceback: which call it was, and where it ran."""
+        call = f"{self._names.get(row[2], 'task')}-{counter_of(row[0])}"
+        if args is not None:
+            call += f"({_summary(args, kwargs)})"
+        return f"{call} on worker {self.context.worker}, process {os.getpid()}:"
 
     def _load_function(self, fn: int) -> Callable[..., Any]:
         """Functions are loaded by the first row that calls them, whose error a failure is."""
@@ -285,8 +297,9 @@ class Slot:
         elif kind == p.RESET:
             self._on_reset()
         elif kind == p.FUNCTIONS:
-            for fn, _, blob in marshal.loads(body):
+            for fn, name, blob in marshal.loads(body):
                 self._blobs[fn] = blob
+                self._names[fn] = name
         elif kind == p.LARGE:
             self._on_frame(body[0], mapped(self._fds.popleft()))
         elif kind == p.CONFIG:
@@ -297,6 +310,7 @@ class Slot:
         elif kind == p.FORGET:
             for fn in marshal.loads(body):
                 self._blobs.pop(fn, None)
+                self._names.pop(fn, None)
                 self._functions.pop(fn, None)
 
     def _on_reset(self) -> None:
@@ -326,6 +340,20 @@ def run_coroutine(coroutine: CoroutineType[Any, Any, Any]) -> Any:
     import asyncio
 
     return asyncio.run(coroutine)
+
+
+def _summary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Arguments in a few words each, whatever their own repr does."""
+    shown = []
+    for name, value in [*(("", arg) for arg in args[:4]), *list(kwargs.items())[:4]]:
+        try:
+            text = reprlib.repr(value)
+        except Exception:  # a user's object may raise anything
+            text = f"<{type(value).__name__}>"
+        shown.append(f"{name}={text}" if name else text)
+    if len(args) > 4 or len(kwargs) > 4:
+        shown.append("...")
+    return ", ".join(shown)
 
 
 def _cut_loose(exc: BaseException | None) -> None:

@@ -40,6 +40,7 @@ from zfabric.core.supervisor_effects import (
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
 from zfabric.ids import new_token
 from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
@@ -278,7 +279,7 @@ class Worker:
             slots=self._n_slots,
             threads=self._kind == "thread",
             resources=self._resources,
-            data_address=self._listener.address if self._listener is not None else "",
+            data_address=reachable(self._listener.address) if self._listener is not None else "",
         )
 
     def _receive(self, now: float) -> None:
