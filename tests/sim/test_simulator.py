@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from zfabric.core.session import Session
 from zfabric.testing import simulator
 
 CORPUS = Path(__file__).with_name("corpus.txt")
@@ -55,9 +56,10 @@ def test_runs_differ_and_do_something() -> None:
 
 
 def test_a_broken_machine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler that forgets to tell of stored values: some future never ends."""
-    monkeypatch.setattr("zfabric.core.scheduler.stored_payload", lambda *_: b"\x92\x00\x90")
+    """Sessions that send nothing again: what a cut connection took is never made good."""
+    monkeypatch.setattr(Session, "reconnected", lambda session: None)
+    monkeypatch.setattr(Session, "_on_nack", lambda session, expected: None)
     monkeypatch.setattr(simulator, "LIVENESS_S", 20.0)
-    found = simulator.failures(range(10))
+    found = simulator.failures(range(12))
     assert found
     assert "seed" in found[0][1]
