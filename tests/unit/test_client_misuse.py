@@ -251,3 +251,22 @@ def test_get_client(client: Client, broker: FakeBroker) -> None:
     client.close()
     with pytest.raises(UsageError, match="no open client"):
         get_client()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": "k" * 5000},
+        {"retries": 2**40},
+        {"priority": 2**40},
+        {"resources": {"GPU": 1e300}},
+        {"resources": {"GPU": float("nan")}},
+        {"resources": {f"r{n}": 1 for n in range(65)}},
+        {"workers": ["w" * 5000]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_the_wire_does_not_take_is_refused_by_submit(client: Any, options: Any) -> None:
+    """At the broker it would end the session, and with it everything that is pending."""
+    with pytest.raises(UsageError):
+        client.submit(abs, -1, **options)

@@ -73,6 +73,11 @@ def refuse_endless(iterables: Iterable[Any]) -> None:
         )
 
 
+MAX_TEXT = 4096
+MAX_RESOURCES = 64
+"""What the wire takes; beyond that the broker would end the session."""
+
+
 def options_of(
     key: str | None,
     retries: int,
@@ -83,18 +88,21 @@ def options_of(
     """What a call asks for beyond the defaults, None when nothing. Raises UsageError."""
     if not (key or retries or priority or resources or workers):
         return None
-    if type(retries) is not int or retries < 0:
+    if key is not None and (not isinstance(key, str) or len(key) > MAX_TEXT):
+        raise UsageError(f"key={_short(key)}: it is a text of at most {MAX_TEXT} characters")
+    if type(retries) is not int or not 0 <= retries <= 2**31:
         raise UsageError(f"retries={retries!r}: it is how often to run again, 0 or more")
     if type(priority) is not int or not -(2**31) <= priority <= 2**31:
         raise UsageError(f"priority={priority!r}: it is an integer, higher runs sooner")
     wanted: dict[str, float] = {}
     for name, amount in (resources or {}).items():
-        if not isinstance(name, str) or not isinstance(amount, (int, float)) or amount < 0:
-            raise UsageError(f"resources={resources!r}: it is like {{'GPU': 1}}")
+        usable = isinstance(name, str) and isinstance(amount, (int, float))
+        if not usable or not 0 <= amount < 1e15 or len(resources or {}) > MAX_RESOURCES:
+            raise UsageError(f"resources={_short(resources)}: it is like {{'GPU': 1}}")
         wanted[name] = float(amount)
     names = (workers,) if isinstance(workers, str) else tuple(workers or ())
-    if not all(isinstance(name, str) for name in names):
-        raise UsageError(f"workers={workers!r}: it is a worker's name or several")
+    if not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
+        raise UsageError(f"workers={_short(workers)}: it is a worker's name or several")
     return TaskOptions(priority, retries, wanted, names, key or "")
 
 
