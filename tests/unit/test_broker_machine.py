@@ -406,7 +406,8 @@ def test_relays_are_passed_on_unread(house: House) -> None:
     client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
     client.say(m.Relay(worker.number, (b"any", b"thing")))
     assert worker.heard[-1] == m.Relay(client.number, (b"any", b"thing"))
-    assert client.say(m.Relay(77, (b"nobody",))) == []
+    # There is no such session, and never will be again: whoever asks need not wait.
+    assert client.say(m.Relay(77, (b"nobody",))) == [m.Relay(77, ())]
     house.machine.gone(worker.link, house.now)
     before = len(worker.heard)
     client.say(m.Relay(worker.number, (b"lost",)))
@@ -437,3 +438,24 @@ def test_numbers_begin_where_they_are_told_to() -> None:
     house = House()
     house.machine = BrokerMachine(epoch=EPOCH, now=house.now, first_number=5000)
     assert [house.peer(token).greet().number for token in (1, 2)] == [5000, 5001]
+
+
+def test_a_sessions_own_message_that_cannot_be_read_ends_it(house: House) -> None:
+    """Dropped, it would be sent again for ever, with all that follows; so says each end."""
+    client = house.peer(1).greet()
+    record = house.machine.by_number[client.number]
+    head, body = wire.encode(
+        m.Release([1]), record.session.token, house.machine.epoch, record.session.received + 1
+    )
+    house.machine.receive(client.link, [head, bytes(body) + b"\xc1"], house.now)
+    house.deliver()
+    assert isinstance(client.heard[-1], m.Refuse) and client.heard[-1].code == "protocol"
+    assert client.number not in house.machine.by_number
+
+
+def test_a_message_that_does_not_fit_the_link_ends_its_session_alone(house: House) -> None:
+    one, two = house.peer(1).greet(), house.peer(2).greet()
+    record = house.machine.by_number[one.number]
+    house.machine.end_unsendable(record, "a frame of 9 MB", house.now)
+    assert list(house.machine.by_number) == [two.number]
+    assert any("9 MB" in text for _, text in house.machine.log)

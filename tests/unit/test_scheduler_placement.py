@@ -365,3 +365,48 @@ def test_large_turns_are_cut_into_messages(bench: Bench) -> None:
     said = bench.submit(*range(2, 10), payload=b"x" * 300_000)
     assert [len(message.ids) for _, message in said] == [3, 3, 2]  # type: ignore[union-attr]
     assert run(1) is not None and n == 4096
+
+
+def test_amounts_that_were_given_back_are_all_there_again(bench: Bench) -> None:
+    """0.1 + 0.2 + 0.3 - 0.1 - 0.2 - 0.3 is not 0 in floating point."""
+    bench.worker(101, credit=20, resources={"GPU": 1.0})
+    for n, amount in enumerate((0.1, 0.2, 0.3), 1):
+        bench.say(1, one_asking(n, {"GPU": amount}))
+    bench.turn()
+    for n in (1, 2, 3):
+        bench.say(101, m.Done([tid(n)], [1], bytes([m.VALUE]), [b"v"], 20))
+    bench.say(1, one_asking(4, {"GPU": 1.0}))
+    assert tid(4) in bench.scheduler.workers[101].rows
+
+
+def test_rows_that_no_idle_worker_may_run_are_not_asked_back(bench: Bench) -> None:
+    bench.worker(101, credit=20)
+    bench.worker(102, credit=20)
+    name = bench.scheduler.workers[101].name
+    for n in (1, 2, 3, 4, 5):
+        bench.say(1, one_asking(n, {}, workers=(name,)))
+    bench.turn()
+    assert len(bench.scheduler.workers[101].rows) == 5
+    assert bench.tick(10.0) == []
+
+
+def one_asking(number: int, resources: dict[str, float], workers: tuple[str, ...] = ()) -> m.Submit:
+    options = [(0, m.TaskOptions(resources=resources, workers=workers))]
+    return m.Submit([(1, "f", b"blob")], [tid(number)], [1], [b"args"], (), options)
+
+
+def test_a_task_whose_inputs_no_message_can_name_ends_with_a_sentence(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placer_module, "MANY_INPUTS", 3)
+    monkeypatch.setattr(placer_module, "MAX_WAYS_NBYTES", 100)
+    bench.worker(101, credit=20)
+    for n in range(1, 6):
+        bench.say(1, one_asking(n, {}))
+    bench.turn()
+    bench.stored(1, 2, 3, 4, 5)
+    inputs = [tid(n) for n in range(1, 6)]
+    said = bench.say(1, m.Submit([], [tid(6)], [1], [b"args"], [(0, inputs)]))
+    said = said or bench.turn()
+    (results,) = [message for _, message in said if isinstance(message, m.Results)]
+    assert results.statuses == bytes([m.UNFIT]) and b"tree of tasks" in results.payloads[0]

@@ -440,6 +440,9 @@ class IoThread:
             if waiting is not None:
                 waiting[1].append(message.payload)
                 waiting[0]()
+        elif type(message) is Relay and not message.frames:
+            if self.fetcher is not None:
+                self.fetcher.on_gone(message.peer, monotonic())
         elif type(message) is Relay:
             if self.fetcher is not None:
                 self._take_relay(self.fetcher, message)

@@ -30,6 +30,7 @@ from zfabric.core.session import Session
 from zfabric.errors import RemoteProtocolError
 from zfabric.ids import MAX_SESSION
 from zfabric.wire import PROTOCOL, Header
+from zfabric.wire.header import decode_header
 
 Peer = bytes
 Frames = Sequence[bytes | memoryview]
@@ -118,6 +119,7 @@ class BrokerMachine:
             header, message = wire.decode(frames)
         except RemoteProtocolError as exc:
             self._bad(peer, exc)
+            self._unreadable(peer, frames, exc, now)
             return
         kind = type(message)
         if kind is m.Hello:
@@ -143,8 +145,13 @@ class BrokerMachine:
             self.deliver(record, message, now)
         except RemoteProtocolError as exc:
             self._bad(peer, exc)
-            self._reply(peer, record.session.token, m.Refuse("protocol", str(exc)))
-            self._end(record, f"broke the protocol: {exc}", now)
+            self._expel(record, exc, now)
+
+    def end_unsendable(self, record: SessionRecord, text: str, now: float) -> None:
+        """What is to be said to a peer does not fit its link: it cannot be left out, as all that
+        follows is numbered after it."""
+        self.log.append((logging.ERROR, f"{record.name}: {text}"))
+        self._end(record, text, now)
 
     def deliver(self, record: SessionRecord, message: m.Message, now: float) -> None:
         """A message that its session has let through. Raises RemoteProtocolError when it makes no
@@ -225,7 +232,8 @@ class BrokerMachine:
         """Tell everybody that this broker ends."""
         for record in self.sessions.values():
             if record.peer is not None:
-                self._reply(record.peer, record.session.token, m.Refuse("closing", text))
+                refusal = wire.encode(m.Refuse("closing", text), record.session.token, self.epoch)
+                self.replies.append((record.peer, refusal))
 
     def info(self, now: float) -> dict[str, Any]:
         """Figures for people: plain values only."""
@@ -365,6 +373,22 @@ class BrokerMachine:
         self._names.add(unique)
         return unique
 
+    def _unreadable(self, peer: Peer, frames: Frames, exc: RemoteProtocolError, now: float) -> None:
+        """A session's own message that cannot be read would be sent again for ever, and all that
+        follows it with it: the session is over. Strangers are only counted."""
+        try:
+            token = decode_header(bytes(frames[0])).token if frames else 0
+        except RemoteProtocolError:
+            return
+        record = self.sessions.get(token)
+        if record is not None and record.peer == peer:
+            self._expel(record, exc, now)
+
+    def _expel(self, record: SessionRecord, exc: RemoteProtocolError, now: float) -> None:
+        if record.peer is not None:
+            self._reply(record.peer, record.session.token, m.Refuse("protocol", str(exc)))
+        self._end(record, f"broke the protocol: {exc}", now)
+
     # --- small matters ------------------------------------------------------------------------
 
     def _beat(self, record: SessionRecord, message: m.Message) -> None:
@@ -376,12 +400,16 @@ class BrokerMachine:
                 self.scheduler.set_suspect(record.number, False)
 
     def _relay(self, record: SessionRecord, message: m.Message) -> None:
-        """Pass frames on, unread. A target that is gone says nothing: who asks, asks again."""
+        """Pass frames on, unread, or say by empty ones that there is no such session."""
         assert isinstance(message, m.Relay)
         target = self.by_number.get(message.peer)
         if target is not None and (target.peer is not None or target.direct):
             target.session.post(m.Relay(record.number, message.frames))
             self.dirty[target] = None
+        elif target is None:
+            # Numbers are not used again: whoever asks need not ask for anything else of it.
+            record.session.post(m.Relay(message.peer, ()))
+            self.dirty[record] = None
 
     def _answer(self, record: SessionRecord, request: int, answer: Any) -> None:
         record.session.post(m.Answer(request, packb(answer)))

@@ -174,9 +174,9 @@ def _check_worker(scheduler: Scheduler, worker: WorkerRecord) -> None:
         if task is None or worker not in (task.holders or ()):
             raise InternalError(f"worker {worker.name} holds value {key:x}, which nobody knows")
     for name, amount in worker.used.items():
-        if abs(used.get(name, 0.0) - amount) > 1e-6:
+        if round(used.get(name, 0.0) * 1_000_000) != amount:
             raise InternalError(
-                f"worker {worker.name} counts {amount} {name}, uses {used.get(name)}"
+                f"worker {worker.name} counts {amount} millionths of {name}, uses {used.get(name)}"
             )
     for name, amount in used.items():
         if amount > worker.resources.get(name, 0) + 1e-6:

@@ -69,19 +69,33 @@ def fits(payloads: Sequence[bytes], settings: Settings) -> bool:
 def slices(payloads: Sequence[bytes], settings: Settings) -> Iterator[tuple[int, int]]:
     """Cut a column into [start, end) pieces of at most batch_rows rows and batch_bytes bytes (a
     single row may be larger)."""
-    n = len(payloads)
     if fits(payloads, settings):
-        yield 0, n
-        return
-    start = size = 0
-    for row, payload in enumerate(payloads):
+        yield 0, len(payloads)
+    else:
+        yield from slices_of(list(map(len, payloads)), settings)
+
+
+def slices_of(sizes: Sequence[int], settings: Settings) -> Iterator[tuple[int, int]]:
+    """The same for rows of these sizes in bytes."""
+    start = total = 0
+    for row, size in enumerate(sizes):
         if row > start and (
-            size + len(payload) > settings.batch_bytes or row - start >= settings.batch_rows
+            total + size > settings.batch_bytes or row - start >= settings.batch_rows
         ):
             yield start, row
-            start, size = row, 0
-        size += len(payload)
-    yield start, n
+            start, total = row, 0
+        total += size
+    yield start, len(sizes)
+
+
+def way_nbytes(way: m.Dependency) -> int:
+    """About the bytes by which a Run tells how one input comes."""
+    _, kind, data = way
+    if kind == m.INLINE and isinstance(data, bytes):
+        return 16 + len(data)
+    if kind == m.REMOTE and isinstance(data, list):
+        return 32 + sum(16 + len(address) for _, address in data[1])
+    return 24
 
 
 def _big_functions(worker: WorkerRecord, settings: Settings) -> list[tuple[int, str, bytes]]:
@@ -107,15 +121,13 @@ def _runs(worker: WorkerRecord, settings: Settings) -> Iterator[m.Run]:
             )
             functions = []
         return
-    # Inline inputs count as bytes of their row.
+    # What tells of inputs counts as bytes of their row.
     deps = dict(worker.deps)
-    weights = list(payloads)
+    sizes = list(map(len, payloads))
     for row, ways in deps.items():
-        weights[row] = payloads[row] + b"".join(
-            data for _, way, data in ways if way == m.INLINE and isinstance(data, bytes)
-        )
+        sizes[row] += sum(map(way_nbytes, ways))
     functions = worker.functions
-    for start, end in slices(weights, settings):
+    for start, end in slices_of(sizes, settings):
         yield m.Run(
             functions,
             ids[start:end],

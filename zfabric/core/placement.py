@@ -74,7 +74,8 @@ class WorkerRecord:
         self.slots = slots
         self.threads = threads
         self.resources = resources or {}
-        self.used: dict[str, float] = {}
+        self.used: dict[str, int] = {}
+        """Of each resource, in millionths."""
         self.data_address = data_address
         self.host = host
         self.pid = pid
@@ -120,13 +121,20 @@ class WorkerRecord:
             return False
         have, used = self.resources, self.used
         return all(
-            have[name] - used.get(name, 0) >= amount for name, amount in options.resources.items()
+            _micro(have.get(name, 0)) - used.get(name, 0) >= _micro(amount)
+            for name, amount in options.resources.items()
         )
 
     def occupy(self, resources: dict[str, float], sign: int) -> None:
         """Count amounts as in use (sign 1) or free again (sign -1)."""
         for name, amount in resources.items():
-            self.used[name] = self.used.get(name, 0) + sign * amount
+            self.used[name] = self.used.get(name, 0) + sign * _micro(amount)
+
+
+def _micro(amount: float) -> int:
+    """Millionths, as whole numbers: 0.1 + 0.2 + 0.3 given back in another order is not 0 for
+    floats, and a task that needs all of it would wait for ever."""
+    return round(amount * 1_000_000)
 
 
 def fullness(worker: WorkerRecord) -> float:

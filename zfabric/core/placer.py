@@ -10,6 +10,7 @@ from collections import deque
 
 from zfabric import messages as m
 from zfabric.core import placement
+from zfabric.core.outbound import way_nbytes
 from zfabric.core.outcomes import text_payload
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.table import TaskTable, is_restricted
@@ -25,6 +26,12 @@ again whenever one of them is placed."""
 
 GIVE_LIMIT = 64 * 1024
 """Bytes of inline inputs above which they travel ahead of their row, in messages of their own."""
+
+MANY_INPUTS = 10_000
+"""Inputs of a task from which on it is checked whether one message can name them all."""
+
+MAX_WAYS_NBYTES = 3 * 1024 * 1024
+"""Bytes of a Run that may tell where a row's inputs are; the largest frame is 4 MiB."""
 
 RECALL_AFTER_S = 0.05
 """Seconds without a finished row after which a worker's waiting rows go to an idle one."""
@@ -112,6 +119,8 @@ class Placer:
     def _assign(self, worker: WorkerRecord, task: TaskRecord) -> None:
         fn = task.fn
         assert fn is not None
+        if len(task.deps) > MANY_INPUTS and self._refuse_too_many(worker, task):
+            return
         task.state = ASSIGNED
         task.worker = worker
         task.attempt += 1
@@ -129,6 +138,18 @@ class Placer:
         if task.dependents:
             self.table.ahead.extend(task.dependents)
         self.table.dirty_workers[worker] = None
+
+    def _refuse_too_many(self, worker: WorkerRecord, task: TaskRecord) -> bool:
+        """End a task whose inputs cannot be named in one message."""
+        nbytes = sum(map(way_nbytes, self._ways(worker, task)))
+        if nbytes <= MAX_WAYS_NBYTES:
+            return False
+        text = (
+            f"{task.name} takes {len(task.deps)} values; to say where they are takes "
+            f"{nbytes} bytes, more than a message holds. Combine them in a tree of tasks."
+        )
+        self.table.fail(task, m.UNFIT, text_payload(text))
+        return True
 
     def _teach(self, worker: WorkerRecord, fn: FunctionRecord) -> None:
         worker.known[fn.id] = None
@@ -185,7 +206,14 @@ class Placer:
             surplus = len(worker.rows) - worker.slots
             stuck = now - worker.last_done >= RECALL_AFTER_S
             if surplus > 0 and wanted > 0 and stuck and not worker.recall_sent:
-                ids = list(worker.rows)[-min(surplus, wanted) :]
+                movable = [
+                    id_
+                    for id_, task in worker.rows.items()
+                    if not is_restricted(task) or any(w.may_ever_run(task.options) for w in idle)
+                ]
+                ids = movable[-min(surplus, wanted) :]
+                if not ids:
+                    continue
                 wanted -= len(ids)
                 worker.recall_sent = True
                 self.table.said.append((worker.number, m.Recall(ids)))

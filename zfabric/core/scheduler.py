@@ -318,6 +318,7 @@ class Scheduler:
         """Rows that were not started."""
         worker.credit = min(message.credit, self.settings.max_rows)
         worker.recall_sent = False
+        worker.last_done = now
         self.table.must_place = True
         for id_, attempt in zip(reversed(message.ids), reversed(message.attempts), strict=True):
             task = self.tasks.get(id_)

@@ -286,6 +286,8 @@ class TaskTable:
         taken for unreachable."""
         if task.state != DONE or task.value is not None:
             return
+        if task.fn is None and task.holders:
+            return  # what cannot be made again is lost only with its last holder
         strikes = self.strikes[task.id] = self.strikes.get(task.id, 0) + 1
         if strikes >= MAX_STRIKES or not task.holders:
             self.free_copies(task)

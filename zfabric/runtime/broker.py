@@ -6,6 +6,7 @@ unpickles anything, and does not even import pickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -117,7 +118,7 @@ class BrokerLoop:
         self._full = False
         for record in list(machine.dirty):
             if self._pump(record):
-                del machine.dirty[record]
+                machine.dirty.pop(record, None)
             else:
                 self._full = True
         if machine.log:
@@ -140,6 +141,9 @@ class BrokerLoop:
                 counts["bytes_out"] += sum(map(len, frames))
         except ChannelClosed:
             self.machine.gone(peer, monotonic())
+            return record.peer is None
+        except TransportError as exc:
+            self.machine.end_unsendable(record, str(exc), monotonic())
         return True
 
     def _log(self) -> None:
@@ -185,10 +189,13 @@ def serve(
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
             why = BrokerLoop(listener, machine, stop, Poller()).run()
+        except ConfigError as exc:
+            log.error("%s", exc)
+            return 2
         finally:
             listener.close(linger_s=0.2)
             if connection_file is not None:
-                Path(connection_file).unlink(missing_ok=True)
+                _remove_connection_file(Path(connection_file), told)
             remove_orphan(orphaned_directory, stop)
     log.info("broker stopped: %s", why)
     return 0
@@ -223,13 +230,24 @@ def join_lines(address: str) -> str:
     )
 
 
+def _remove_connection_file(path: Path, address: str) -> None:
+    """Unless another broker has put its own there meanwhile."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if json.loads(path.read_text()).get("address") == address:
+            path.unlink()
+
+
 def _write_connection_file(path: Path, address: str) -> None:
     """All at once, so that nobody reads half of it, and for this user only."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump({"address": address, "version": __version__}, file)
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump({"address": address, "version": __version__}, file)
+        part.replace(path)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"the connection file {path} cannot be written: {exc.strerror}") from exc
 
 
 if __name__ == "__main__":

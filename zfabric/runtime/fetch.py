@@ -71,6 +71,8 @@ class Fetcher:
         self._poller = poller
         self._relay = relay
         self._settings = settings
+        self._gone: set[int] = set()
+        """Workers that the broker no longer has; their numbers are never given again."""
         self._channels: OrderedDict[str, Channel] = OrderedDict()
         self._moves: dict[tuple[str, int, int], _Move] = {}
         self._queue: deque[tuple[_Move, Callable[[float], Download | Upload]]] = deque()
@@ -128,8 +130,9 @@ class Fetcher:
         self._enqueue(move, begin, now)
 
     def _ways(self, sources: Sequence[Way]) -> list[Way]:
-        direct = [(number, address) for number, address in sources if address]
-        relayed = [(number, "") for number, _ in sources] if self._relay else []
+        there = [way for way in sources if way[0] not in self._gone]
+        direct = [(number, address) for number, address in there if address]
+        relayed = [(number, "") for number, _ in there] if self._relay else []
         return direct + relayed
 
     def _enqueue(
@@ -174,6 +177,18 @@ class Fetcher:
     def on_relay(self, peer: int, message: Message, now: float) -> None:
         """What came out of a Relay from a worker: an answer to one of ours."""
         self._on_message(message, lambda way: not way[1] and way[0] == peer, now)
+
+    def on_gone(self, peer: int, now: float) -> None:
+        """The broker says that there is no such worker: no way to it is worth another try."""
+        self._gone.add(peer)
+        for move in list(self._moves.values()):
+            while self._moves.get(move.key) is move:
+                machine = move.machine
+                at = getattr(machine, "source", getattr(machine, "target", -1))
+                if not 0 <= at < len(move.ways) or move.ways[at][0] not in self._gone:
+                    break
+                self._way_failed(move, at, now)
+                self._advance(move, now)
 
     def _on_message(self, message: Any, is_way: Callable[[Way], bool], now: float) -> None:
         kind = type(message)

@@ -418,6 +418,9 @@ class Worker:
         self._session.post(m.Relay(number, tuple(frames)))
 
     def _on_relay(self, relay: Any, now: float) -> None:
+        if not relay.frames:
+            self._fetcher.on_gone(relay.peer, now)
+            return
         try:
             _, message = wire.decode(relay.frames)
         except RemoteProtocolError:

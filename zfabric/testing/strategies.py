@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from zfabric import messages as m
 
 u64 = st.integers(0, (1 << 64) - 1)
+value_sizes = st.integers(0, 1 << 46)
 u63 = st.integers(0, (1 << 63) - 1)
 texts = st.text(max_size=40)
 blobs = st.binary(max_size=80)
@@ -81,7 +82,7 @@ def _dones(draw: st.DrawFn) -> m.Done:
     n = draw(st.integers(0, 6))
     statuses = bytes(draw(columns(n, st.integers(0, m.N_STATUSES - 1))))
     payloads = [
-        draw(st.binary(min_size=8, max_size=8) if status == m.STORED else blobs)
+        draw(value_sizes).to_bytes(8, "little") if status == m.STORED else draw(blobs)
         for status in statuses
     ]
     return m.Done(draw(columns(n, u64)), draw(columns(n, u64)), statuses, payloads, draw(u63))
@@ -110,7 +111,8 @@ def _gives(draw: st.DrawFn) -> m.Give:
 def _registers(draw: st.DrawFn) -> m.Register:
     n = draw(st.integers(0, 6))
     holders = st.lists(u64, max_size=3)
-    return m.Register(draw(columns(n, u64)), draw(columns(n, u64)), draw(columns(n, holders)))
+    sizes = draw(columns(n, value_sizes))
+    return m.Register(draw(columns(n, u64)), sizes, draw(columns(n, holders)))
 
 
 _parts = (u63, st.integers(0, 1 << 48), st.lists(st.integers(0, 1 << 48), max_size=4), blobs)

@@ -36,6 +36,9 @@ from zfabric.wire.header import MAX_FRAMES, PROTOCOL, Header, decode_header, enc
 
 __all__ = ["Body", "Header", "decode", "encode", "encode_body", "encode_header"]
 
+MAX_VALUE = 1 << 46
+"""Bytes of the largest value. Sizes are passed on: nobody may bring in one that others refuse."""
+
 Frame = bytes | memoryview
 Bulk = tuple[Frame, ...]
 
@@ -202,6 +205,8 @@ def _read_register(f: list[Any], bulk: Bulk) -> m.Register:
     _no_bulk(bulk)
     ids, sizes = read_ids(f[0]), read_ids(f[1])
     holders = [read_int_list(h) for h in read_list(f[2])]
+    if sizes and max(sizes) > MAX_VALUE:
+        raise Malformed("a value larger than any store")
     if not len(ids) == len(sizes) == len(holders):
         raise Malformed("a column has another length than its ids")
     return m.Register(ids, sizes, holders)
@@ -263,8 +268,10 @@ def _read_done(f: list[Any], bulk: Bulk) -> m.Done:
     payloads = read_blobs(f[3], n)
     if m.STORED in statuses:
         for status, payload in zip(statuses, payloads, strict=True):
-            if status == m.STORED and len(payload) != 8:
-                raise Malformed("a stored value's size is not 8 bytes")
+            if status == m.STORED and (
+                len(payload) != 8 or int.from_bytes(payload, "little") > MAX_VALUE
+            ):
+                raise Malformed("a stored value's size is not 8 bytes, or larger than any store")
     return m.Done(ids, attempts, statuses, payloads, read_int(f[4]))
 
 
