@@ -304,3 +304,22 @@ def test_the_address_from_the_environment(
     with zfabric.Client() as other:
         assert other.address == client.address and other._fabric is None
         assert other.submit(add, 1).result(20) == 2
+
+
+def test_values_that_were_not_fetched_before_close_raise_rather_than_wait() -> None:
+    client = zfabric.Client(slots=1, kind="thread")
+    future = client.submit(bytes, 2_000_000)
+    zfabric.wait([future])
+    client.close()
+    with pytest.raises(zfabric.ClientClosed):
+        future.result()
+    with pytest.raises(zfabric.ClientClosed, match="closed"):
+        client.scatter([1, 2])
+
+
+def test_what_is_posted_after_the_thread_has_ended_is_done_all_the_same() -> None:
+    client = zfabric.Client(slots=1, kind="thread")
+    client.close()
+    done = threading.Event()
+    client._io.post(done.set)
+    assert done.is_set() and client._io.fetcher is None

@@ -99,13 +99,15 @@ class Values:
             return
         alarm = Alarm()
         fetch.rings.append(alarm)
-        if not fetch.ended:
+        if not fetch.ended and self._io.is_open:
             with blocked():
                 if not sleep(self._client, alarm, deadline):
                     raise ResultTimeout(f"{future.key} has ended; its value is still on its way")
         if fetch.value is not None:
             self._load(outcome, fetch)
         elif not self._io.is_open:
+            if self._client._forked:
+                misuse.refuse_closed(self._client)
             raise ClientClosed("the client was closed before the value was here")
         elif fetch.n_tries >= MAX_TRIES:
             raise DataLost(
@@ -157,6 +159,8 @@ class Values:
 
     def scatter(self, data: Sequence[Any], broadcast: bool = False) -> list[Future]:
         """Each of `data` as a value in a worker's store (with `broadcast`: in each one's)."""
+        if not self._io.is_open:
+            misuse.refuse_closed(self._client)
         many = len(data) != 1
         frames = [
             dumps(item, f"data[{place}]" if many else "data") for place, item in enumerate(data)
