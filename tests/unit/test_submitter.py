@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgpack
@@ -288,3 +289,52 @@ def test_a_program_that_makes_a_function_per_call_does_not_keep_them_all() -> No
     assert len(submitter.functions) <= KEPT_FUNCTIONS
     assert submitter.function_name(3 * KEPT_FUNCTIONS - 1) == "f"
     assert submitter.function_name(1) == "task"
+
+
+def test_options_count_towards_a_frame_with_all_their_names() -> None:
+    submitter = machine()
+    limit = Settings().max_frame
+    options = m.TaskOptions(workers=tuple(f"worker-{number:04}" for number in range(100)))
+    outcomes = [submit(submitter, options=options) for _ in range(5_000)]
+    told = []
+    while (message := submitter.next_message()) is not None:
+        frames = wire.encode(message, token=5, seq=1)
+        assert max(map(len, frames)) < limit
+        told += message.ids  # type: ignore[union-attr]
+    assert told == [outcome.id for outcome in outcomes]
+
+
+def test_a_message_brings_no_more_functions_than_the_broker_keeps() -> None:
+    submitter = machine()
+    for fn in range(100, 100 + 2 * MAX_FUNCTIONS):
+        submitter.learn((fn, "f", b"blob"))
+        submitter.rows.append((submitter.new_outcome(fn).id, fn, b"", None, None))
+    first, second = drain(submitter)
+    assert len(first.functions) == len(second.functions) == MAX_FUNCTIONS
+
+
+def test_a_row_without_its_function_ends_alone() -> None:
+    submitter = machine()
+    outcome = submitter.new_outcome(77)
+    submitter.rows.append((outcome.id, 77, b"", None, None))
+    other = submit(submitter)
+    (message,) = drain(submitter)
+    assert list(message.ids) == [other.id]
+    assert outcome.status == m.LOST and other.status == PENDING
+
+
+def test_threads_that_learn_at_once_rotate_the_generations_once() -> None:
+    submitter = machine()
+    submitter.functions.update((fn, (fn, "f", b"")) for fn in range(KEPT_FUNCTIONS))
+    names = [f"learner-{number}" for number in range(2)]
+    with submitter._rotating:  # both have found them full, and wait here
+        threads = [
+            threading.Thread(target=submitter.learn, args=((-number, name, b""),))
+            for number, name in enumerate(names, 1)
+        ]
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join()
+    assert submitter.function_name(0) == "f"
+    assert [submitter.function_name(-1), submitter.function_name(-2)] == names

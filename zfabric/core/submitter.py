@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, islice
+from threading import Lock
 from typing import Any, TypeAlias
 
 import msgpack
@@ -101,6 +102,7 @@ class Submitter:
         """Functions that the broker knows from this session, as first sent; see MAX_FUNCTIONS."""
         self._older: dict[int, tuple[int, str, bytes]] = {}
         """Functions that were not looked up for a long time; the next ones to be forgotten."""
+        self._rotating = Lock()
         self._urgent: deque[Message] = deque()
         self._named: deque[tuple[int, Message]] = deque()
         """Messages that may name queued rows, each with how many rows are to leave before it."""
@@ -133,7 +135,10 @@ class Submitter:
         leave thousands of calls between the moment when a function was looked up and its end.
         """
         if len(self.functions) >= KEPT_FUNCTIONS:
-            self._older, self.functions = self.functions, {}
+            with self._rotating:
+                # Again: whoever came second would throw the generation away that was just kept.
+                if len(self.functions) >= KEPT_FUNCTIONS:
+                    self._older, self.functions = self.functions, {}
         self.functions[function[0]] = function
 
     def function_name(self, fn: int) -> str:
@@ -209,31 +214,40 @@ class Submitter:
             self._n_taken += 1
             if task >> ids.COUNTER_BITS != self.number:
                 # Made just when the session before this one was lost: its id means nothing now.
-                outcome = self.outcomes.pop(task, None)
-                if outcome is not None and outcome.status == PENDING:
-                    self._end_quietly(outcome, LOST, "its session was lost just then")
+                self._lose_row(task, "its session was lost just then")
                 continue
+            function = None
+            if fn not in known:
+                function = self.functions.get(fn) or self._older.get(fn)
+                if function is None:
+                    self._lose_row(task, "its function was forgotten meanwhile; call it again")
+                    continue
             task_ids.append(task)
             fns.append(fn)
             payloads.append(payload)
             room -= len(payload)
-            if fn not in known:
+            if function is not None:
                 known[fn] = None
                 if len(known) > MAX_FUNCTIONS:
                     del known[next(iter(known))]
-                functions.append(self.functions.get(fn) or self._older[fn])
-                room -= len(functions[-1][2])
+                functions.append(function)
+                room -= 16 + 4 * len(function[1]) + len(function[2])
             if row_deps is not None:
                 deps.append((row, row_deps))
                 room -= 9 * len(row_deps)
             if row_options is not None:
                 options.append((row, row_options))
-                room -= 64
+                room -= _nbytes(row_options)
             row += 1
-            if room <= 0:
+            if room <= 0 or len(functions) >= MAX_FUNCTIONS:
                 break
         self.n_submitted += row
         return Submit(functions, task_ids, fns, payloads, deps, options)
+
+    def _lose_row(self, task: int, text: str) -> None:
+        outcome = self.outcomes.pop(task, None)
+        if outcome is not None and outcome.status == PENDING:
+            self._end_quietly(outcome, LOST, text)
 
     def _end_quietly(self, outcome: Outcome, status: int, text: str) -> None:
         """Settle one where hardly anybody can be waiting."""
@@ -379,3 +393,9 @@ class Submitter:
             outcome.payload = payload
             outcome.status = status
         self.n_settled += len(outcomes)
+
+
+def _nbytes(options: TaskOptions) -> int:
+    """About what options take in a frame: texts can be long, and four bytes a character."""
+    names = [*options.workers, *options.resources, options.key]
+    return 64 + 4 * sum(map(len, names)) + 8 * len(names) + 9 * len(options.resources)
