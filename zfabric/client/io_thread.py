@@ -108,6 +108,8 @@ class IoThread:
         self._ready = Alarm()
         self._error: ZFabricError | None = None
         self._closing = False
+        self._ended = False
+        """The thread takes no more calls; whoever posts one runs it."""
         self._cut = False
         """The connection broke, and nothing has arrived since."""
         self._readable = True
@@ -177,9 +179,15 @@ class IoThread:
         return box[0]
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
-        """function(*args) in the I/O thread, soon; nobody waits for it."""
+        """function(*args) in the I/O thread, soon; nobody waits for it.
+
+        Here and now when that thread has ended: `fetcher` is None then.
+        """
         self._calls.append(lambda: function(*args))
-        self.wake()
+        if self._ended:  # set before the thread's last look at the queue, so one of us sees it
+            self._run_calls()
+        else:
+            self.wake()
 
     def ask(self, what: str, timeout_s: float | None = None) -> bytes:
         """The broker's answer (msgpack) to a question. Raises ResultTimeout, ClientClosed."""
@@ -189,7 +197,7 @@ class IoThread:
         self._answers[request] = (alarm, box)
         try:
             self.call(self.submitter.ask, request, what)
-            answered = alarm.wait(timeout_s)
+            answered = self._ended or alarm.wait(timeout_s)
         finally:
             self._answers.pop(request, None)
         if box:
@@ -241,12 +249,12 @@ class IoThread:
     def _end(self) -> None:
         text = str(self._error) if self._error is not None else CLOSED_TEXT
         self._wake_up(self.submitter.closed(self.submitter.closed_text or text))
-        while self._calls:
-            self._calls.popleft()()
+        fetcher, self.fetcher = self.fetcher, None
+        self._ended = True
+        self._run_calls()
         self._wake_up(self.submitter.closed(self.submitter.closed_text))
         for alarm, _ in list(self._answers.values()):
             alarm()
-        fetcher, self.fetcher = self.fetcher, None
         if fetcher is not None:
             fetcher.close()
         for act in self.at_end:
@@ -254,6 +262,15 @@ class IoThread:
         self._ready()
         if self._channel is not None:
             self._channel.close(linger_s=0.0 if self._error else 1.0)
+
+    def _run_calls(self) -> None:
+        calls = self._calls
+        while True:
+            try:
+                call = calls.popleft()
+            except IndexError:
+                return
+            call()
 
     def __del__(self) -> None:
         # Not earlier: a user thread may be about to write to it, and the number is soon reused.
