@@ -589,18 +589,18 @@ def test_credit_counts_blocked_rows_on_top_and_is_told_at_once() -> None:
 
 def test_spare_slots_do_not_pile_up() -> None:
     bench = Bench(1)
-    for number in range(1, 7):
+    for number in range(1, 13):
         bench.run(number)
         assert bench.sent() == {number: [number]}
         bench.machine.slot_blocked(number)
         assert bench.effects() == [StartSlot(number + 1)]
         bench.machine.slot_started(number + 1, bench.now)
-    for number in range(1, 7):
+    for number in range(1, 13):
         bench.machine.slot_unblocked(number)
         bench.done(number, b"")
     stopped = bench.effects()
     assert [type(effect) for effect in stopped] == [StopSlot] * 4
-    assert bench.machine.n_slots == 3
+    assert bench.machine.n_slots == 9
 
 
 # --- credit -----------------------------------------------------------------------------------
@@ -666,6 +666,34 @@ def test_a_function_is_kept_as_long_as_a_row_calls_it() -> None:
     assert bench.effects() == [ForgetFunctions(1, [FN[0]])]
     with pytest.raises(RemoteProtocolError):
         bench.run(3)
+
+
+def test_functions_forgotten_one_after_the_other_all_go_once_their_rows_have_ended() -> None:
+    bench = Bench(2)
+    other = (6, "g", b"blob")
+    bench.functions = [FN, other]
+    bench.run(1, 2)
+    bench.sent()
+    bench.machine.forget([FN[0]])
+    bench.machine.forget([other[0]])
+    bench.done(1, b"v1")
+    bench.done(2, b"v2")
+    bench.said()
+    with pytest.raises(RemoteProtocolError):
+        bench.run(3)
+
+
+def test_a_recall_does_not_outlive_the_row_that_was_dropped() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1, 2)
+    bench.sent()
+    bench.machine.recall([2])
+    bench.machine.drop([2])
+    bench.effects()
+    bench.machine.taken_back(1, 1)
+    bench.machine.slot_reset(1)
+    assert not bench.machine._recalled
 
 
 def test_a_function_that_comes_again_is_not_forgotten_any_more() -> None:

@@ -87,8 +87,9 @@ FOLLOW_S = 0.0005
 """Rows follow others into their slot only if they are shorter: for longer ones the hop that it
 saves is nothing, and the place that it takes is something."""
 
-MAX_SPARES = 2
-"""Parked slots kept for the next time that a parent waits."""
+MAX_SPARES = 8
+"""Parked slots kept for the next time that a parent waits. Trees of tasks block and go on all
+the time, and a slot that has to be started costs more than most tasks; an idle one only memory."""
 
 MAX_PEEK_PAUSE_S = 0.05
 
@@ -233,6 +234,7 @@ class Supervisor:
         """Forget these; one that has begun goes on. Those that wait for them are given back."""
         entries = [entry for id_ in ids if (entry := self._rows.pop(id_, None)) is not None]
         wanted = {entry[0] for entry in entries}
+        self._recalled -= wanted
         self._withdraw(wanted)
         for id_ in wanted:
             self._return_waiters(id_)
@@ -255,7 +257,7 @@ class Supervisor:
         called = {entry[2] for entry in self._rows.values()}
         for slot in self._slots.values():
             called.update([entry[2] for entry in slot.sent])
-        asked = set(fns)
+        asked = set(fns) | self._forgotten
         self._forgotten = asked & called
         gone = asked - called
         for fn in gone:
@@ -405,6 +407,8 @@ class Supervisor:
             slot.nbytes = max(0.0, slot.nbytes - len(entry[3]))
             id_ = entry[0]
             if self._rows.get(id_) is not entry:
+                if id_ not in self._rows:  # else it is another attempt that was recalled
+                    self._recalled.discard(id_)
                 continue
             if len(entry) > 4:
                 entry[4].sent = False
