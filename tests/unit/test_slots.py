@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import marshal
+import mmap
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +37,10 @@ from zfabric.codec import layout
 from zfabric.codec.exceptions import load_exception
 from zfabric.codec.references import Reference
 from zfabric.codec.serialise import loads, loads_inline
+from zfabric.errors import CodecError
 from zfabric.messages import DIED, ERROR, INLINE, LOCAL, STORED, VALUE
+from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.slot_link import SlotLink
 
 KINDS = ["process", "thread"]
 
@@ -350,3 +355,25 @@ def test_a_slot_process_imports_little() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("lost", ["truncated", "missing"])
+def test_a_file_without_its_descriptor_is_an_error_of_that_slot(lost: str) -> None:
+    ours, theirs = socket.socketpair()
+    tokens = os.eventfd(0, os.EFD_NONBLOCK)
+    link = SlotLink(1, ours, tokens, mmap.mmap(-1, p.PAGE_NBYTES))
+    body = p.HEAD.pack(0, 0)
+    frame = p.FRAME.pack(len(body), p.FILE) + body
+    if lost == "truncated":
+        copies = [os.dup(tokens) for _ in range(100)]  # more than the link has room for
+        socket.send_fds(theirs, [frame], copies)
+        for fd in copies:
+            os.close(fd)
+    else:
+        theirs.send(frame)
+    try:
+        with pytest.raises(CodecError):
+            link.read()
+    finally:
+        link.close()
+        theirs.close()

@@ -112,7 +112,7 @@ class SlotLink:
             kind, body = p.LARGE, bytes((kind,))
         try:
             for start in range(0, len(fds), FDS_PER_FRAME):
-                copies = [os.dup(fd) for fd in fds[start : start + FDS_PER_FRAME]]
+                copies = _copies(fds[start : start + FDS_PER_FRAME])
                 self._put(p.FRAME.pack(1, p.DESCRIPTORS) + b"\0", copies)
             self._put(p.FRAME.pack(len(body), kind) + body, [])
         finally:
@@ -153,11 +153,14 @@ class SlotLink:
     # --- from the slot ------------------------------------------------------------------------
 
     def read(self) -> Report:
-        """All that arrived, up to half a megabyte."""
+        """All that arrived, up to half a megabyte.
+
+        Raises CodecError, OSError, struct.error: what the slot says is lost, and the slot with it.
+        """
         events: list[Batch | int] = []
         for _ in range(MAX_READS):
             try:
-                nbytes, ancillary, _, _ = self._sock.recvmsg_into(
+                nbytes, ancillary, flags, _ = self._sock.recvmsg_into(
                     [self._received], ANCILLARY, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
@@ -167,6 +170,11 @@ class SlotLink:
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     self._fds.extend(array("i", data))
+            if flags & socket.MSG_CTRUNC:
+                raise CodecError(
+                    f"slot {self.number} sent values whose descriptors are lost: this process has"
+                    " as many open as it may (ulimit -n)"
+                )
             if not nbytes:
                 return Report(events, True)
             self._inbox += self._received[:nbytes]
@@ -184,6 +192,8 @@ class SlotLink:
                 break
             if kind == p.RESULTS or kind == p.FILE:
                 first, busy_ns = p.HEAD.unpack_from(inbox, at + size)
+                if kind == p.FILE and not self._fds:
+                    raise CodecError(f"slot {self.number} told of a file and sent none")
                 fd = self._fds.popleft() if kind == p.FILE else -1
                 body = bytes(inbox[at + size + p.HEAD.size : end])
                 batch = self._batch(first, body, 1 << 62, busy_ns, fd)
@@ -267,6 +277,18 @@ class SlotLink:
             for fd in fds:
                 os.close(fd)
         self._unsent.clear()
+
+
+def _copies(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return copies
 
 
 def _place(reference: tuple[int], store: Store, fds: list[int]) -> tuple[Any, Any]:

@@ -88,8 +88,11 @@ class ValueServer:
 
     def _on_fetch(self, message: Fetch, reply: Reply) -> None:
         length = min(message.length, self._settings.chunk)
-        data = self._store.chunk(message.id, message.offset, length)
-        value = self._store.get(message.id)
+        try:
+            data = self._store.chunk(message.id, message.offset, length)
+            value = self._store.get(message.id)
+        except OSError:  # no descriptor or memory to map it with: another holder may have both
+            data = value = None
         if data is None or value is None:
             reply(NotHere(message.id))
         else:

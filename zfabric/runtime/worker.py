@@ -14,6 +14,7 @@ import platform
 import resource
 import select
 import socket
+import struct
 import sys
 from collections.abc import Iterable
 from time import monotonic, monotonic_ns
@@ -37,7 +38,13 @@ from zfabric.core.supervisor_effects import (
     StopSlot,
     TakeBack,
 )
-from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
+from zfabric.errors import (
+    ChannelClosed,
+    CodecError,
+    ConfigError,
+    RemoteProtocolError,
+    TransportError,
+)
 from zfabric.ids import new_token
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.binding import reachable
@@ -71,6 +78,9 @@ SOON_S = 0.001
 """How long a turn may wait for the slots alone: what epoll can count."""
 
 START_OVER_S = 0.3
+
+SLOT_ERRORS = (CodecError, OSError, IndexError, struct.error)
+"""What one slot can bring about, by what it sends or for want of descriptors: it ends alone."""
 
 
 class Worker:
@@ -463,9 +473,16 @@ class Worker:
 
     def _perform(self, effect: Effect, now: float) -> None:
         kind = type(effect)
+        number = getattr(effect, "slot", 0)
+        if number and kind is not StartSlot and number not in self._slots.links:
+            return  # it was given up while these effects were performed
         if kind is SendRows:
-            link = self._slots.links[effect.slot]  # type: ignore[union-attr]
-            link.send_rows(effect.functions, effect.rows, self._store)  # type: ignore[union-attr]
+            link = self._slots.links[number]
+            try:
+                link.send_rows(effect.functions, effect.rows, self._store)  # type: ignore[union-attr]
+            except SLOT_ERRORS as exc:
+                self._bury(number, now, exc)
+                return
             if link.has_unsent:
                 self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
         elif isinstance(effect, KeepValue):
@@ -481,7 +498,10 @@ class Worker:
         elif isinstance(effect, FetchValue):
             self._fetch(effect, now)
         elif isinstance(effect, ForgetFunctions):
-            self._slots.links[effect.slot].forget(effect.fns)
+            try:
+                self._slots.links[effect.slot].forget(effect.fns)
+            except SLOT_ERRORS as exc:
+                self._bury(number, now, exc)
         elif isinstance(effect, StartSlot):
             self._start_slot(effect.slot, now)
         elif isinstance(effect, StopSlot):
@@ -513,7 +533,11 @@ class Worker:
                 link.send_more()
                 if not link.has_unsent:
                     self._epoll.modify(fd, select.EPOLLIN)
-            report = link.read()
+            try:
+                report = link.read()
+            except SLOT_ERRORS as exc:
+                self._bury(number, now, exc, blame=True)
+                continue
             for event in report.events:
                 if not isinstance(event, int):
                     machine.slot_done(number, *event[:3], now, event.ids)
@@ -522,27 +546,44 @@ class Worker:
                 elif event == p.RESET_DONE:
                     machine.slot_reset(number)
                 elif event == p.BLOCKED:
-                    self._peek(number, now)
+                    if not self._peek(number, now):
+                        break
                     machine.slot_blocked(number)
                 elif event == p.UNBLOCKED:
                     machine.slot_unblocked(number)
-            if report.closed:
+            if report.closed and number in self._slots.links:
                 self._bury(number, now)
 
-    def _peek(self, number: int, now: float) -> None:
+    def _peek(self, number: int, now: float) -> bool:
+        """Take in what a slot has finished and not told. False: it was given up."""
         link = self._slots.links[number]
-        batch = link.peek()
+        try:
+            batch = link.peek()
+        except SLOT_ERRORS as exc:
+            self._bury(number, now, exc, blame=True)
+            return False
         if batch is not None:
             self._machine.slot_done(number, *batch[:3], now, batch.ids)
         if link.is_settled(monotonic_ns()):
             self._machine.slot_settled(number)
+        return True
 
-    def _bury(self, number: int, now: float) -> None:
-        """A slot is gone: save what it had finished, blame what it ran."""
-        self._peek(number, now)
-        running = self._slots.links[number].is_running()
+    def _bury(
+        self, number: int, now: float, error: Exception | None = None, blame: bool = False
+    ) -> None:
+        """A slot is gone: save what it had finished, blame what it ran.
+
+        error: why it has to go. What it had finished is not to be had then; with `blame`, that
+        may be because of a result, and its first row counts as what killed it: no row may come
+        back for ever.
+        """
+        if error is None and not self._peek(number, now):
+            return
+        running = blame or self._slots.links[number].is_running()
         self._unwatch(number)
         text = self._slots.bury(number)
+        if error is not None:
+            text = f"slot {number} was given up: {error or repr(error)}; {text}"
         log.warning("%s", text)
         self._machine.slot_died(number, text, running, now)
 
