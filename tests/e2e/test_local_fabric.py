@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 import zfabric
 from zfabric.errors import ConfigError, TaskError, ZFabricError
+from zfabric.launch import local
 from zfabric.launch.local import LocalFabric
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -132,3 +134,21 @@ def test_nothing_outlives_its_owner(
         owner.wait()
         owner.stdout.close()
         owner.stderr.close()
+
+
+def test_only_the_interpreters_own_directories_are_left_out_of_the_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside = [f"{sys.prefix}/src/app", f"{sys.prefix}-project", f"{sys.base_prefix}/src/app"]
+    monkeypatch.setattr(sys, "path", [*beside, *sys.path])
+    told = local._environment()["PYTHONPATH"].split(os.pathsep)
+    assert told[: len(set(beside))] == list(dict.fromkeys(beside))
+    assert not set(told) & set(sysconfig.get_paths().values())
+    assert not [entry for entry in told if entry.endswith((".zip", "lib-dynload"))]
+
+
+@pytest.mark.parametrize("options", [{"slots": "2"}, {"n_workers": 1.5}, {"slots": True}])
+def test_numbers_that_are_none_are_named(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"{name}=.*whole number"):
+        local.LocalFabric(**options)

@@ -12,8 +12,10 @@ import os
 import select
 import shutil
 import signal
+import site
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import weakref
@@ -53,8 +55,10 @@ class LocalFabric:
         scheme: str = "ipc",
         resources: dict[str, float] | None = None,
     ) -> None:
+        _check_number("n_workers", n_workers)
         if slots is None:
             slots = max(1, usable_cores() // max(1, n_workers))
+        _check_number("slots", slots)
         if n_workers < 0 or slots < 1:
             raise ConfigError(f"{n_workers} workers with {slots} slots each make no fabric")
         if kind not in ("process", "thread"):
@@ -201,8 +205,28 @@ def _environment() -> dict[str, str]:
     """Ours, and on the import path whatever this process added to the interpreter's own, such as
     the directory of the script: tasks then import what the script imports."""
     own = [entry or os.getcwd() for entry in sys.path]
-    added = [e for e in own if not e.startswith((sys.prefix, sys.base_prefix))]
+    theirs = _interpreters_own()
+    added = [e for e in own if e not in theirs]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(added))}
+
+
+def _interpreters_own() -> set[str]:
+    """What any process of this interpreter has on its path by itself. No prefixes: a program may
+    well lie below that of the interpreter, in /usr/src/app or beside a virtual environment."""
+    paths = sysconfig.get_paths()
+    own = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    version = f"python{sys.version_info.major}{sys.version_info.minor}"
+    for prefix in {sys.base_prefix, sys.base_exec_prefix}:
+        own.add(os.path.join(prefix, sys.platlibdir, f"{version}.zip"))
+        own.add(os.path.join(prefix, "lib", f"{version}.zip"))
+    own |= {os.path.join(paths[name], "lib-dynload") for name in ("stdlib", "platstdlib")}
+    own |= set(site.getsitepackages())
+    return own
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r}: it is a whole number, such as {name}=2")
 
 
 def _runtime_directory() -> str | None:
