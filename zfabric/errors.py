@@ -150,11 +150,18 @@ class Unserialisable(CodecError, TypeError):
     _fields = ("path", "type_name", "reason", "message")
 
     def __init__(self, path: str, type_name: str, reason: str = "", message: str = "") -> None:
+        is_result = path == "result" or path.startswith(("result.", "result["))
         super().__init__(
             message
-            or f"cannot send {path}: an object of type {type_name} cannot be pickled"
+            or f"cannot {'return' if is_result else 'send'} {path}: an object of type {type_name}"
+            + " cannot be pickled"
             + (f" ({reason})" if reason else "")
-            + ". Make it inside the task instead, or pass what it is made from. Nothing was sent."
+            + (
+                ". Return plain data instead, such as what it is made from."
+                if is_result
+                else ". Make it inside the task instead, or pass what it is made from. Nothing was"
+                " sent."
+            )
         )
         self.path = path
         self.type_name = type_name

@@ -94,3 +94,10 @@ def test_the_picture_at_the_head_of_the_file_is_complete() -> None:
     assert errors.__doc__ is not None
     missing = [kind.__name__ for kind in KINDS if kind.__name__ not in errors.__doc__]
     assert not missing
+
+
+@pytest.mark.parametrize("path", ["result", "result['db']", "result.lock"])
+def test_a_result_is_not_returned_rather_than_not_sent(path: str) -> None:
+    text = str(errors.Unserialisable(path, "_thread.lock"))
+    assert f"cannot return {path}" in text and "plain data" in text and "sent" not in text
+    assert "Nothing was sent" in str(errors.Unserialisable("results", "_thread.lock"))
