@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import pickle
 import threading
 from pathlib import Path
 from time import monotonic
@@ -14,6 +15,7 @@ import pytest
 
 from tests.unit.client_broker import FakeBroker
 from zfabric.client import Client, as_completed, fire_and_forget, get_client, progress, wait
+from zfabric.client.waiting import warn_without_workers
 from zfabric.errors import (
     ClientClosed,
     ConfigError,
@@ -270,3 +272,33 @@ def test_what_the_wire_does_not_take_is_refused_by_submit(client: Any, options: 
     """At the broker it would end the session, and with it everything that is pending."""
     with pytest.raises(UsageError):
         client.submit(abs, -1, **options)
+
+
+def test_an_option_of_the_client_with_a_slip_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean slots"):
+        Client(slot=2)
+    with pytest.raises(ConfigError, match="did you mean max_deaths"):
+        Client(max_death=2)
+
+
+def test_a_client_cannot_be_sent(client: Client) -> None:
+    with pytest.raises(UsageError, match=r"use zfabric\.get_client\(\)"):
+        pickle.dumps(client)
+
+
+def test_resources_that_are_no_mapping(client: Client) -> None:
+    with pytest.raises(UsageError, match="it is like {'GPU': 1}"):
+        client.submit(add, 1, resources=["GPU"])
+
+
+def test_with_on_a_closed_client(broker: FakeBroker) -> None:
+    client = Client(broker.address)
+    client.close()
+    with pytest.raises(ClientClosed), client:
+        pass
+
+
+def test_the_warning_about_workers_is_at_the_callers_line() -> None:
+    with pytest.warns(UserWarning, match="no workers") as caught:
+        warn_without_workers("tcp://127.0.0.1:1")
+    assert caught[0].filename == __file__

@@ -72,6 +72,7 @@ class Client:
         self._forked = False
         self._closed = False
         self._fabric: Any = None
+        misuse.refuse_unknown_options(settings)
         self._settings = Settings.load(connect_timeout_s=timeout, **settings)
         fabric = find_fabric(
             address, n_workers=n_workers, slots=slots, kind=kind, processes=processes
@@ -287,7 +288,12 @@ class Client:
             self._fabric.close()
 
     def __enter__(self) -> Client:
+        if not self._io.is_open:
+            misuse.refuse_closed(self)
         return self
+
+    def __reduce__(self) -> Any:
+        raise UsageError("a Client cannot be sent; inside a task use zfabric.get_client()")
 
     def __exit__(
         self,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from zfabric.config import Settings
 from zfabric.errors import ClientClosed, ConfigError, UsageError
 from zfabric.messages import TaskOptions
 
@@ -95,6 +98,8 @@ def options_of(
     if type(priority) is not int or not -(2**31) <= priority <= 2**31:
         raise UsageError(f"priority={priority!r}: it is an integer, higher runs sooner")
     wanted: dict[str, float] = {}
+    if resources is not None and not isinstance(resources, Mapping):
+        raise UsageError(f"resources={_short(resources)}: it is like {{'GPU': 1}}")
     for name, amount in (resources or {}).items():
         usable = isinstance(name, str) and isinstance(amount, (int, float))
         if not usable or not 0 <= amount < 1e15 or len(resources or {}) > MAX_RESOURCES:
@@ -104,6 +109,21 @@ def options_of(
     if not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
         raise UsageError(f"workers={_short(workers)}: it is a worker's name or several")
     return TaskOptions(priority, retries, wanted, names, key or "")
+
+
+OPTIONS = ("address", "n_workers", "slots", "kind", "processes", "name", "timeout")
+
+
+def refuse_unknown_options(given: Mapping[str, object]) -> None:
+    """Raise ConfigError for a keyword of Client() that is like one of its own.
+
+    Settings does so for those that are like a setting, or like nothing.
+    """
+    known = {field.name for field in fields(Settings)}
+    for name in given:
+        near = difflib.get_close_matches(name, [*OPTIONS, *known], 1)
+        if name not in known and near and near[0] in OPTIONS:
+            raise ConfigError(f"unknown option {name} of Client(); did you mean {near[0]}?")
 
 
 def refuse_local_options(address: object, **options: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import TIMEOUT_MAX
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zfabric.client.alarm import Alarm
@@ -222,5 +223,15 @@ def warn_without_workers(address: str) -> None:
         f"no workers are connected to {address}, so nothing runs; start one with"
         f" `zfabric worker {address}`",
         UserWarning,
-        stacklevel=2,
+        stacklevel=_users_level(),
     )
+
+
+def _users_level() -> int:
+    """The stacklevel, for whoever calls this, of the nearest frame outside of this package."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("zfabric."):
+        frame = frame.f_back
+        level += 1
+    return level
