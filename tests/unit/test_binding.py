@@ -130,3 +130,15 @@ def test_addresses_that_another_host_can_dial(text: str, own: str) -> None:
 def test_an_interface_is_found_without_a_way_out() -> None:
     own = binding._any_interface(socket.AF_INET)
     assert own == "" or binding._beyond_loopback(own) == own
+
+
+def test_a_data_address_beyond_this_host_has_to_be_asked_for_by_name() -> None:
+    from zfabric.config import DEFAULTS
+    from zfabric.runtime.data_address import listen_for_data
+
+    with pytest.raises(ConfigError, match="--insecure"):
+        listen_for_data("tcp://127.0.0.1:8787", "tcp://0.0.0.0:0", DEFAULTS)
+    for wanted, insecure in [("tcp://127.0.0.1:0", False), ("tcp://0.0.0.0:0", True)]:
+        listener = listen_for_data("tcp://127.0.0.1:8787", wanted, DEFAULTS, insecure)
+        assert listener is not None
+        listener.close()

@@ -29,6 +29,11 @@ from zfabric.cli.options import Resources, log_level, merged, start_logging
     metavar="ADDRESS",
     help="Where others fetch large values from it.  [default: a free port]",
 )
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Let --data-address be one that other machines reach.",
+)
 @log_level
 def worker(
     address: str,
@@ -37,6 +42,7 @@ def worker(
     name: str | None,
     resources: tuple[dict[str, float], ...],
     data_address: str | None,
+    insecure: bool,
     log_level: str,
 ) -> None:
     """Start a worker that serves the broker at ADDRESS; Ctrl-C or SIGTERM ends it.
@@ -56,5 +62,6 @@ def worker(
             name=name,
             resources=merged(resources),
             data_address=data_address,
+            insecure=insecure,
         )
     )

@@ -8,30 +8,54 @@ import socket
 
 from zfabric import transport
 from zfabric.config import Settings
-from zfabric.errors import ConfigError, TransportError
-from zfabric.runtime.binding import is_loopback, split_tcp
+from zfabric.errors import ConfigError, InsecureBind, TransportError
+from zfabric.runtime.binding import check_exposure, is_loopback, split_tcp
 from zfabric.transport.contract import Listener
 
 log = logging.getLogger(__name__)
 
 
-def listen_for_data(broker: str, wanted: str | None, settings: Settings) -> Listener | None:
+def listen_for_data(
+    broker: str, wanted: str | None, settings: Settings, insecure: bool = False
+) -> Listener | None:
     """The listener for a worker's values; None when others must go through the broker.
 
     broker: its address.  wanted: an address, "" for none, None to choose: beside an ipc broker's
     socket, on loopback for a broker on loopback, else on the interface that leads to the broker.
+    insecure: a wanted address may be one that other hosts reach.
     Raises ConfigError, TransportError only for an address that was asked for.
     """
     if wanted == "":
         return None
     if wanted is not None:
+        _check_wanted(wanted, insecure)
         return transport.listen(wanted, max_frame=settings.max_frame)
     address = data_address_for(broker)
     try:
-        return transport.listen(address, max_frame=settings.max_frame)
+        listener = transport.listen(address, max_frame=settings.max_frame)
     except (ConfigError, TransportError) as exc:
         log.warning("no direct way to this worker's values (%s); the broker relays them", exc)
         return None
+    parts = split_tcp(listener.address)
+    if parts is not None and not is_loopback(parts[1]):
+        log.warning(
+            "serving values on %s without keys, as the broker is on another host: anybody who can"
+            ' reach it can read and put values (--data-address "" has the broker relay them)',
+            listener.address,
+        )
+    return listener
+
+
+def _check_wanted(address: str, insecure: bool) -> None:
+    try:
+        check_exposure(address, insecure)
+    except InsecureBind as exc:
+        raise InsecureBind(
+            f"the data address {address} can be reached from other machines, and whoever reaches it"
+            " could read and replace values here. Leave it out, or give an address on loopback or"
+            ' "" (the broker relays values then); in a network where you trust every machine and'
+            f" user, type:\n  zfabric worker ... --data-address {address} --insecure"
+        ) from exc
 
 
 def data_address_for(broker: str) -> str:

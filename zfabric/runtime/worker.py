@@ -101,10 +101,12 @@ class Worker:
         stop: StopRequest,
         ready_fd: int | None = None,
         *,
+        insecure: bool = False,
         direct: DirectSession | None = None,
         poller: Poller | None = None,
     ) -> None:
-        """direct, poller: of a broker in this very process, whose loop this worker shares."""
+        """insecure: see serve.  direct, poller: of a broker in this very process, whose loop this
+        worker shares."""
         self._address = address
         self._n_slots = n_slots
         self._kind = kind
@@ -138,7 +140,7 @@ class Worker:
         self._channel: Channel | None = None
         if direct is None:
             self._channel = transport.connect(address, max_frame=settings.max_frame)
-        self._listener = listen_for_data(address, data_address, settings)
+        self._listener = listen_for_data(address, data_address, settings, insecure)
         self._poller = poller or Poller()
         self._fetcher = Fetcher(self._poller, self._relay_to, settings=settings)
         self._server = ValueServer(
@@ -612,6 +614,7 @@ def serve(
     name: str | None = None,
     resources: dict[str, float] | None = None,
     data_address: str | None = None,
+    insecure: bool = False,
     settings: Settings | None = None,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
@@ -621,7 +624,8 @@ def serve(
     address: of the broker.  slots: rows at a time; default: the cores this process may use.
     kind: "process" or "thread".  name: for people and for workers=; default: host and pid.
     data_address: where others fetch large values; default: chosen by the broker's address,
-    "" to have everything relayed.  ready_fd: gets a line when the broker has said Welcome.
+    "" to have everything relayed.  insecure: that may be one beyond this host.
+    ready_fd: gets a line when the broker has said Welcome.
     """
     allow_many_descriptors()
     with StopRequest(lifeline_fd) as stop:
@@ -640,6 +644,7 @@ def serve(
                 settings,
                 stop,
                 ready_fd,
+                insecure=insecure,
             )
             return worker.run()
         except (ConfigError, TransportError) as exc:
