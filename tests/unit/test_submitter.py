@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import msgpack
@@ -321,20 +320,3 @@ def test_a_row_without_its_function_ends_alone() -> None:
     (message,) = drain(submitter)
     assert list(message.ids) == [other.id]
     assert outcome.status == m.LOST and other.status == PENDING
-
-
-def test_threads_that_learn_at_once_rotate_the_generations_once() -> None:
-    submitter = machine()
-    submitter.functions.update((fn, (fn, "f", b"")) for fn in range(KEPT_FUNCTIONS))
-    names = [f"learner-{number}" for number in range(2)]
-    with submitter._rotating:  # both have found them full, and wait here
-        threads = [
-            threading.Thread(target=submitter.learn, args=((-number, name, b""),))
-            for number, name in enumerate(names, 1)
-        ]
-        for thread in threads:
-            thread.start()
-    for thread in threads:
-        thread.join()
-    assert submitter.function_name(0) == "f"
-    assert [submitter.function_name(-1), submitter.function_name(-2)] == names

@@ -182,7 +182,8 @@ class Calls:
         """Note a function that is used for the first time. False: too large to travel as one."""
         if len(function.blob) > self._function_limit:
             return False
-        self._submitter.learn((function.id, function.name, function.blob))
+        with self._client._lock:
+            self._submitter.learn((function.id, function.name, function.blob))
         return True
 
     def _carrier(self, fn: Callable[..., Any], fid: int) -> Future:

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, islice
-from threading import Lock
 from typing import Any, TypeAlias
 
 import msgpack
@@ -102,7 +101,6 @@ class Submitter:
         """Functions that the broker knows from this session, as first sent; see MAX_FUNCTIONS."""
         self._older: dict[int, tuple[int, str, bytes]] = {}
         """Functions that were not looked up for a long time; the next ones to be forgotten."""
-        self._rotating = Lock()
         self._urgent: deque[Message] = deque()
         self._named: deque[tuple[int, Message]] = deque()
         """Messages that may name queued rows, each with how many rows are to leave before it."""
@@ -133,12 +131,11 @@ class Submitter:
 
         A program that makes a new function for each call must not keep them all. Two generations
         leave thousands of calls between the moment when a function was looked up and its end.
+        Callers take turns: of two that found the generation full, the second would throw away
+        the one that was just kept.
         """
         if len(self.functions) >= KEPT_FUNCTIONS:
-            with self._rotating:
-                # Again: whoever came second would throw the generation away that was just kept.
-                if len(self.functions) >= KEPT_FUNCTIONS:
-                    self._older, self.functions = self.functions, {}
+            self._older, self.functions = self.functions, {}
         self.functions[function[0]] = function
 
     def function_name(self, fn: int) -> str:
