@@ -410,3 +410,13 @@ def test_a_task_whose_inputs_no_message_can_name_ends_with_a_sentence(
     said = said or bench.turn()
     (results,) = [message for _, message in said if isinstance(message, m.Results)]
     assert results.statuses == bytes([m.UNFIT]) and b"tree of tasks" in results.payloads[0]
+
+
+def test_priority_counts_among_tasks_that_only_some_may_run(bench: Bench) -> None:
+    bench.worker(101, credit=1, resources={"GPU": 1.0})
+    bench.say(1, one_asking(1, {"GPU": 1.0}))
+    for n, priority in ((2, 0), (3, 5)):
+        options = [(0, m.TaskOptions(priority=priority, resources={"GPU": 1.0}))]
+        bench.say(1, m.Submit([], [tid(n)], [1], [b"args"], (), options))
+    bench.say(101, m.Done([tid(1)], [1], bytes([m.VALUE]), [b"v"], 1))
+    assert list(bench.scheduler.workers[101].rows) == [tid(3)]

@@ -7,6 +7,7 @@ and what an assignment needs to carry.
 from __future__ import annotations
 
 from collections import deque
+from operator import itemgetter
 
 from zfabric import messages as m
 from zfabric.core import placement
@@ -78,7 +79,7 @@ class Placer:
                 self._follow()
 
     def _place_restricted(self) -> None:
-        for key, queue in list(self.table.restricted.items()):
+        for key, queue in sorted(self.table.restricted.items(), key=itemgetter(0)):
             while (task := _first_ready(queue)) is not None:
                 options = task.options
                 worker = placement.emptiest(

@@ -50,7 +50,7 @@ class TaskTable:
         self.workers: dict[int, WorkerRecord] = {}
         self.ready = ReadyQueue()
         self.restricted: dict[Any, deque[TaskRecord]] = {}
-        """READY tasks that only some workers may run, by what they ask for."""
+        """READY tasks that only some workers may run, by (-priority, what they ask for)."""
         self.n_done = 0
         self.n_failed = 0
         self.n_stale = 0
@@ -144,7 +144,7 @@ class TaskTable:
         task.state = READY
         self.must_place = True
         if task.options is not m.DEFAULT_OPTIONS and is_restricted(task):
-            key = placement.signature(task.options)
+            key = (-task.options.priority, placement.signature(task.options))
             queue = self.restricted.setdefault(key, deque())
             if front:
                 queue.appendleft(task)
