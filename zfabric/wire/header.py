@@ -18,7 +18,7 @@ from zfabric.errors import RemoteProtocolError
 MAGIC = 0x7AFB
 """No other protocol's first bytes decode to a msgpack array that begins with this number."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by one with each change that an older peer would misread."""
 
 MAX_HEADER = 64
