@@ -2,6 +2,7 @@
 #
 #   make demo     analyse the Python files of this machine on a fabric of its own cores
 #   make test     run the tests                (make test ARGS="tests/unit -k name" for some)
+#   make test-all the same with Dask, xarray, joblib and others installed, so that their tests run
 #   make lint     ruff, mypy on floors 0-2, the floors test
 #   make bench    measure tasks                (make bench ARGS="--peers pool,distributed")
 #   make faults   only the tests that kill, stop and cut things
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench faults coverage clean
+.PHONY: help demo test test-all lint bench faults coverage clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -24,6 +25,9 @@ demo: $(VENV)/.run
 	@$(BIN)/zfabric demo $(ARGS)
 
 test: $(VENV)/.test
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.integrations
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint
@@ -71,6 +75,11 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "installing zfabric and its test tools into $(VENV)"
 	@$(PIP) install --editable '.[test]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.integrations: pyproject.toml | $(BIN)/python
+	@echo "installing zfabric, its test tools and the libraries that it works with into $(VENV)"
+	@$(PIP) install --editable '.[test,integrations]'
+	@touch $@ $(VENV)/.test $(VENV)/.run
 
 $(VENV)/.lint: pyproject.toml | $(BIN)/python
 	@echo "installing zfabric and its lint tools into $(VENV)"
