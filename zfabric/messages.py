@@ -8,8 +8,8 @@ lengths. What few rows need (dependencies, options) is sparse: a list of (row in
 
     client -> broker   Submit Release Cancel Retry Register Ask
     broker -> client   Results Answer
-    broker -> worker   Run Recall Drop Give Free Forget
-    worker -> broker   Done Returned Missing Holds
+    broker -> worker   Run Recall Drop Give Free Forget Explain
+    worker -> broker   Done Returned Missing Holds Explained
     both ways          Hello Welcome Refuse Beat Nack Bye Relay
     data channels      Fetch Chunk Put PutDone NotHere
 """
@@ -197,12 +197,14 @@ class Register(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """client -> broker: tell me. `what` is "info" or, about tasks, "locate" and
-    "cancel_waiting"."""
+    """client -> broker: tell me. `what` is "info" or, about tasks, "locate", "cancel_waiting" and
+    "why"."""
 
     request: int
     what: str
     about: Sequence[int] = ()
+    text: str = ""
+    """"why": the name of the tasks, in place of their ids."""
 
 
 class Answer(NamedTuple):
@@ -298,6 +300,22 @@ class Holds(NamedTuple):
     ids: Sequence[int]
 
 
+class Explain(NamedTuple):
+    """broker -> worker: say what keeps these rows. Answered by Explained."""
+
+    ticket: int
+    ids: Sequence[int]
+
+
+class Explained(NamedTuple):
+    """worker -> broker: what each row waits for, as a code for programs and a text for people."""
+
+    ticket: int
+    ids: Sequence[int]
+    codes: Sequence[str]
+    texts: Sequence[str]
+
+
 # --- Data channels: no session, no sequence ---------------------------------------------------
 
 
@@ -367,6 +385,8 @@ Message = (
     | Returned
     | Missing
     | Holds
+    | Explain
+    | Explained
     | Fetch
     | Chunk
     | Put

@@ -29,6 +29,7 @@ from zfabric.client.waiting import (
     sleep_until,
     warn_without_workers,
 )
+from zfabric.client.why import TaskStory, stories_named, stories_of
 from zfabric.config import Settings
 from zfabric.core.submitter import Outcome
 from zfabric.errors import ResultTimeout, UsageError, ZFabricError
@@ -254,6 +255,15 @@ class Client:
         answer = msgpack.unpackb(self._io.ask("info", self._settings.dead_s))
         answer["address"] = self.address
         return answer  # type: ignore[no-any-return]
+
+    def why(self, tasks: Future | Iterable[Future] | str) -> list[TaskStory]:
+        """Why tasks have not ended: futures of this client, or a key, whoever submitted it.
+
+        One TaskStory per future, or per task of that key; print them.
+        """
+        if isinstance(tasks, str):
+            return stories_named(self, tasks)
+        return stories_of(self, list(self._own(tasks)))
 
     def workers(self) -> list[str]:
         """The names of the workers that are connected now."""

@@ -13,6 +13,7 @@ from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED, UNFIT, VALU
 
 if TYPE_CHECKING:
     from zfabric.client.client import Client
+    from zfabric.client.why import TaskStory
 
 STATUS_NAMES = {
     PENDING: "pending",
@@ -97,6 +98,14 @@ class Future(Reference):
         """The remote traceback of a failed task as text, None for one with a value."""
         error = self.exception(timeout)
         return None if error is None else traceback_text(error)
+
+    def why(self) -> TaskStory:
+        """Why the task has not ended: what it waits for, or where it runs since when. Print it.
+
+        Asks the broker, which asks the worker that has the task; takes milliseconds when both are
+        well, and never raises because they are not: then that is the reason.
+        """
+        return self._client.why(self)[0]
 
     def cancel(self) -> bool:
         """End the task, whoever waits for it. Whether it is cancelled now.

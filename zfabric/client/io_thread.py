@@ -15,7 +15,7 @@ import platform
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -189,14 +189,16 @@ class IoThread:
         else:
             self.wake()
 
-    def ask(self, what: str, timeout_s: float | None = None) -> bytes:
+    def ask(
+        self, what: str, timeout_s: float | None = None, about: Sequence[int] = (), text: str = ""
+    ) -> bytes:
         """The broker's answer (msgpack) to a question. Raises ResultTimeout, ClientClosed."""
         alarm = Alarm()
         box: list[bytes] = []
         request = next(self._requests)
         self._answers[request] = (alarm, box)
         try:
-            self.call(self.submitter.ask, request, what)
+            self.call(self.submitter.ask, request, what, about, text)
             answered = self._ended or alarm.wait(timeout_s)
         finally:
             self._answers.pop(request, None)

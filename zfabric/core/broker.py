@@ -24,9 +24,12 @@ from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.direct import DirectSession
+from zfabric.core.outbound import Outgoing
 from zfabric.core.placement import WorkerRecord
+from zfabric.core.questions import Questions
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
+from zfabric.core.why import Silence
 from zfabric.errors import RemoteProtocolError
 from zfabric.ids import MAX_SESSION
 from zfabric.wire import PROTOCOL, Header
@@ -93,6 +96,7 @@ class BrokerMachine:
         self.python = python
         self.settings = settings
         self.scheduler = Scheduler(settings, now)
+        self._questions = Questions(self.scheduler)
         self.sessions: dict[int, SessionRecord] = {}
         """By token."""
         self.by_number: dict[int, SessionRecord] = {}
@@ -161,8 +165,12 @@ class BrokerMachine:
             self._relay(record, message)
         elif kind is m.Bye:
             self._end(record, "said good-bye", now)
-        elif kind is m.Ask and message.what == "info":  # type: ignore[union-attr]
-            self._answer(record, message.request, self.info(now))  # type: ignore[union-attr]
+        elif kind is m.Ask and message.what in ("info", "why"):  # type: ignore[union-attr]
+            assert isinstance(message, m.Ask)
+            self._ask(record, message, now)
+        elif kind is m.Explained:
+            assert isinstance(message, m.Explained)
+            self._post(self._questions.explained(record.number, message))
         else:
             self.scheduler.on_message(record.number, message, now)
 
@@ -215,14 +223,19 @@ class BrokerMachine:
             if session.has_unsent:
                 self.dirty[record] = None
         self.scheduler.tick(now)
+        self._post(self._questions.tick(now))
+        wake = min(wake, self._questions.wake_at() or wake)
         if self.scheduler.has_surplus():
             wake = min(wake, now + RECALL_CHECK_S)
         return wake
 
     def turn(self) -> None:
         """The end of a turn: what the scheduler has to say goes into the sessions."""
+        self._post(self.scheduler.flush())
+
+    def _post(self, said: Sequence[Outgoing]) -> None:
         by_number = self.by_number
-        for number, message in self.scheduler.flush():
+        for number, message in said:
             record = by_number.get(number)
             if record is not None:
                 record.session.post(message)
@@ -361,6 +374,7 @@ class BrokerMachine:
         self.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
         if role == m.WORKER:
             self.scheduler.worker_left(record.number, why, now)
+            self._post(self._questions.worker_left(record.number))
         else:
             self.scheduler.client_left(record.number)
 
@@ -410,6 +424,18 @@ class BrokerMachine:
             # Numbers are not used again: whoever asks need not ask for anything else of it.
             record.session.post(m.Relay(message.peer, ()))
             self.dirty[record] = None
+
+    def _ask(self, record: SessionRecord, message: m.Ask, now: float) -> None:
+        if message.what == "info":
+            self._answer(record, message.request, self.info(now))
+        elif record.hello.role == m.CLIENT:
+            self._post(self._questions.why(record.number, message, self._silence(now), now))
+        else:
+            raise RemoteProtocolError("role", "a worker asked why")
+
+    def _silence(self, now: float) -> Silence:
+        """How long a worker has been silent, by its number."""
+        return lambda number: max(0.0, now - self.by_number[number].session.last_heard)
 
     def _answer(self, record: SessionRecord, request: int, answer: Any) -> None:
         record.session.post(m.Answer(request, packb(answer)))

@@ -21,6 +21,7 @@ from zfabric.core.tasks import (
     WAITING,
     TaskRecord,
 )
+from zfabric.core.why import reasons
 from zfabric.errors import InternalError
 
 UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
@@ -39,12 +40,20 @@ def check(scheduler: Scheduler) -> None:
         if task.id != key:
             raise _broken("is filed under another id", task)
         _check_place(scheduler, task, task in queued)
+        if task.state in UNFINISHED and not _explained(scheduler, task):
+            raise _broken("has no reason for not having ended", task)
         _check_needed(scheduler, task)
     for number, worker in scheduler.workers.items():
         if worker.number != number:
             raise InternalError(f"worker {worker.name} is filed under {number}")
         _check_worker(scheduler, worker)
     _check_turn(scheduler)
+
+
+def _explained(scheduler: Scheduler, task: TaskRecord) -> bool:
+    """Whether there is a reason, in words, why it has not ended."""
+    found = reasons(scheduler.placer, task, lambda number: 0.0)
+    return bool(found) and all(code and text for code, text in found)
 
 
 def check_empty(scheduler: Scheduler) -> None:

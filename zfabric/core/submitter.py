@@ -356,9 +356,13 @@ class Submitter:
             outcome.status = STORED
         self._urgent.append(message)
 
-    def ask(self, request: int, what: str) -> None:
-        """Put a question to the broker."""
-        self._urgent.append(Ask(request, what))
+    def ask(self, request: int, what: str, about: Sequence[int] = (), text: str = "") -> None:
+        """Put a question to the broker. About tasks: behind the rows that name them."""
+        question = Ask(request, what, about, text)
+        if about:
+            self._name(question)
+        else:
+            self._urgent.append(question)
 
     # --- ends of everything -------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from zfabric import __version__, transport, wire
 from zfabric import messages as m
 from zfabric.config import Settings
 from zfabric.core.direct import DirectSession
+from zfabric.core.explain import explain
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
@@ -346,6 +347,8 @@ class Worker:
             machine.give(message)  # type: ignore[arg-type]
         elif kind is m.Forget:
             machine.forget(message.fns)  # type: ignore[union-attr]
+        elif kind is m.Explain:
+            self._session.post(explain(machine, message, now))  # type: ignore[arg-type]
         elif kind is m.Relay:
             self._on_relay(message, now)
         elif kind is m.Bye:

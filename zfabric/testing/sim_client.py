@@ -89,6 +89,8 @@ class SimClient(Node):
         self.put_at: set[int] = set()
         """Ids of values that this client has put into stores."""
         self._habits = habits
+        self._asked: dict[int, int] = {}
+        """Questions that the broker has not answered: how many tasks each was about."""
         self._requests = 0
         self._salt = 0
         self._begin(agenda.now)
@@ -183,8 +185,18 @@ class SimClient(Node):
                 self._lose_session(message.text)
             elif message.code != "unknown":
                 raise InternalError(f"the broker refused client {self.name}: {message}")
-        elif kind is not m.Answer:
+        elif kind is m.Answer:
+            self._take_answer(message)
+        else:
             raise InternalError(f"a client got {message}")
+
+    def _take_answer(self, message: m.Answer) -> None:
+        stories = unpackb(message.payload)
+        if len(stories) != self._asked.pop(message.request):
+            raise InternalError(f"client {self.name} did not hear of each task: {stories}")
+        for story in stories:
+            if not story["reasons"] or not all(text for _, text in story["reasons"]):
+                raise InternalError(f"a task without a reason: {story}")
 
     def _lose_session(self, text: str) -> None:
         self.n_sessions_lost += 1
@@ -193,6 +205,7 @@ class SimClient(Node):
             if call.outcome.status == PENDING:
                 raise InternalError(f"client {self.name} lost its session, not {call.outcome.id:x}")
         self.calls.clear()
+        self._asked.clear()
         self._begin(self.agenda.now)
 
     # --- the user -----------------------------------------------------------------------------
@@ -203,7 +216,16 @@ class SimClient(Node):
             return
         habit = self.agenda.rng.choice(list(self._habits))
         getattr(self, f"_{habit}")()
+        if self.agenda.n_steps % 4 == 0:
+            self._ask_why()
         self.wake(self.agenda.now)
+
+    def _ask_why(self) -> None:
+        pending = [c.outcome.id for c in self.calls if c.outcome.status == PENDING][-20:]
+        if pending:
+            self._requests += 1
+            self._asked[self._requests] = len(pending)
+            self.submitter.ask(self._requests, "why", pending)
 
     def call(
         self,
@@ -395,6 +417,11 @@ class SimClient(Node):
         return missing
 
     # --- what the user checks -----------------------------------------------------------------
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether no question is open."""
+        return not self._asked
 
     def check(self) -> int:
         """Compare what has ended with what it must be. Returns how many are pending."""

@@ -8,6 +8,7 @@ from typing import Any
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import Settings
+from zfabric.core.explain import explain
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
@@ -180,6 +181,8 @@ class SimWorker(Node):
             machine.forget(message.fns)
         elif kind is m.Give:
             machine.give(message)
+        elif kind is m.Explain:
+            self.session.post(explain(machine, message, now))
         else:
             raise InternalError(f"a worker got {message}")
 

@@ -276,7 +276,10 @@ class Simulation:
     def _all_ended(self) -> bool:
         return not any(
             call.outcome.status == PENDING for client in self._live() for call in client.calls
-        ) and all(client.welcomed and not client.submitter.has_work() for client in self._live())
+        ) and all(
+            client.welcomed and not client.submitter.has_work() and client.is_answered
+            for client in self._live()
+        )
 
     def _all_fetched(self) -> bool:
         if not self._all_ended():

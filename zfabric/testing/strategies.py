@@ -108,6 +108,14 @@ def _gives(draw: st.DrawFn) -> m.Give:
 
 
 @st.composite
+def _explained(draw: st.DrawFn) -> m.Explained:
+    n = draw(st.integers(0, 6))
+    return m.Explained(
+        draw(u63), draw(columns(n, u64)), draw(columns(n, texts)), draw(columns(n, texts))
+    )
+
+
+@st.composite
 def _registers(draw: st.DrawFn) -> m.Register:
     n = draw(st.integers(0, 6))
     holders = st.lists(u64, max_size=3)
@@ -146,7 +154,7 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Cancel: st.builds(m.Cancel, id_columns),
     m.Retry: st.builds(m.Retry, id_columns),
     m.Register: _registers(),
-    m.Ask: st.builds(m.Ask, u63, texts, id_columns),
+    m.Ask: st.builds(m.Ask, u63, texts, id_columns, texts),
     m.Answer: st.builds(m.Answer, u63, blobs),
     m.Results: _results(),
     m.Run: _runs(),
@@ -159,6 +167,8 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Returned: _returns(),
     m.Missing: st.builds(m.Missing, id_columns),
     m.Holds: st.builds(m.Holds, id_columns),
+    m.Explain: st.builds(m.Explain, u63, id_columns),
+    m.Explained: _explained(),
     m.Fetch: st.builds(m.Fetch, u63, u63, u63),
     m.Chunk: st.builds(m.Chunk, *_parts),
     m.Put: st.builds(m.Put, *_parts),

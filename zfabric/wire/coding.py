@@ -214,7 +214,22 @@ def _read_register(f: list[Any], bulk: Bulk) -> m.Register:
 
 def _read_ask(f: list[Any], bulk: Bulk) -> m.Ask:
     _no_bulk(bulk)
-    return m.Ask(read_int(f[0]), read_text(f[1], 64), read_ids(f[2]))
+    return m.Ask(read_int(f[0]), read_text(f[1], 64), read_ids(f[2]), read_text(f[3]))
+
+
+def _read_explain(f: list[Any], bulk: Bulk) -> m.Explain:
+    _no_bulk(bulk)
+    return m.Explain(read_int(f[0]), read_ids(f[1]))
+
+
+def _read_explained(f: list[Any], bulk: Bulk) -> m.Explained:
+    _no_bulk(bulk)
+    ids = read_ids(f[1])
+    codes = [read_text(code, 64) for code in read_list(f[2])]
+    texts = [read_text(text) for text in read_list(f[3])]
+    if not len(ids) == len(codes) == len(texts):
+        raise Malformed("a column has another length than its ids")
+    return m.Explained(read_int(f[0]), ids, codes, texts)
 
 
 def _read_answer(f: list[Any], bulk: Bulk) -> m.Answer:
@@ -396,7 +411,7 @@ _KINDS: dict[int, _Kind] = {
         _read_register,
         3,
     ),
-    22: _Kind(m.Ask, True, lambda x: (x.request, x.what, pack_ids(x.about)), _read_ask, 3),
+    22: _Kind(m.Ask, True, lambda x: (x.request, x.what, pack_ids(x.about), x.text), _read_ask, 4),
     23: _Kind(m.Answer, True, lambda x: (x.request, x.payload), _read_answer, 2),
     24: _Kind(
         m.Results,
@@ -445,6 +460,14 @@ _KINDS: dict[int, _Kind] = {
     50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 3),
     51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
     52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+    100: _Kind(m.Explain, True, lambda x: (x.ticket, pack_ids(x.ids)), _read_explain, 2),
+    101: _Kind(
+        m.Explained,
+        True,
+        lambda x: (x.ticket, pack_ids(x.ids), x.codes, x.texts),
+        _read_explained,
+        4,
+    ),
 }
 
 
