@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "messages": 0,
     "wire": 1,
     "codec": 1,
+    "keys": 1,
     "core": 2,
     "transport": 2,
     "runtime": 3,

@@ -21,7 +21,7 @@ MiB = 1024 * KiB
 
 ENVIRONMENT_PREFIX = "ZFABRIC_"
 
-OTHER_VARIABLES = frozenset({"ZFABRIC_ADDRESS", "ZFABRIC_DEBUG"})
+OTHER_VARIABLES = frozenset({"ZFABRIC_ADDRESS", "ZFABRIC_DEBUG", "ZFABRIC_KEYS"})
 """Variables with our prefix that are not settings."""
 
 

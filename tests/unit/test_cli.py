@@ -25,11 +25,11 @@ def test_help_fits_one_screen() -> None:
     text = invoke("--help").output
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 80
-    for name in ("broker", "worker", "demo", "status", "zfabric.Client()"):
+    for name in ("broker", "worker", "demo", "status", "keys", "zfabric.Client()"):
         assert name in text
 
 
-@pytest.mark.parametrize("command", ["broker", "worker", "demo", "status"])
+@pytest.mark.parametrize("command", ["broker", "worker", "demo", "status", "keys"])
 def test_each_command_has_examples(command: str) -> None:
     text = invoke(command, "--help").output
     assert text.count(f"zfabric {command}") >= 2

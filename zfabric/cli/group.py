@@ -9,6 +9,7 @@ import click
 import zfabric
 from zfabric.cli.broker import broker
 from zfabric.cli.demo import demo
+from zfabric.cli.keys import keys
 from zfabric.cli.status import status
 from zfabric.cli.why import why
 from zfabric.cli.worker import worker
@@ -42,7 +43,7 @@ def cli() -> None:
     pass
 
 
-for command in (broker, worker, demo, status, why):
+for command in (broker, worker, demo, status, why, keys):
     cli.add_command(command)
 
 
