@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from zfabric.clock import now_s
@@ -36,6 +36,12 @@ PeerId: TypeAlias = bytes
 LARGE = 64 * 1024
 """Bytes. Frames from here on are neither copied on the way out (if immutable) nor on the way in:
 below, a copy costs less than the bookkeeping that avoids it."""
+
+REFUSED_KEY = "the key is not admitted there: it was revoked, or never added"
+OTHER_KEYS = (
+    "the handshake failed: one side has keys and the other has none, or this is another broker than"
+    " the one that the key is for, or no zfabric broker at all"
+)
 
 
 class Capabilities(NamedTuple):
@@ -115,9 +121,20 @@ class Listener(Endpoint):
         Raises ChannelClosed after close.
         """
 
+    def user_of(self, peer: PeerId) -> str:
+        """Whose key a peer came in with, as the keys of this listener name it; "" without keys."""
+        return ""
+
+    def evict(self, admits: Callable[[str], bool]) -> None:
+        """Know the peers no longer whose user is not admitted: what they say is dropped."""
+
 
 class Channel(Endpoint):
     """The side that dials. It dials again by itself, until it is closed."""
+
+    trouble: str = ""
+    """Why the last dial was turned down by the listener: `REFUSED_KEY`, `OTHER_KEYS` or "". Empty
+    while connected, and where nothing answered at all."""
 
     @abstractmethod
     def send(self, frames: Sequence[Buffer]) -> bool:

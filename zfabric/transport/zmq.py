@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -37,9 +37,28 @@ from zfabric.errors import (
     TransportError,
 )
 from zfabric.transport import zmq_socket
-from zfabric.transport.contract import LARGE, Buffer, Capabilities, Channel, Listener, PeerId
+from zfabric.transport.contract import (
+    LARGE,
+    OTHER_KEYS,
+    REFUSED_KEY,
+    Buffer,
+    Capabilities,
+    Channel,
+    Listener,
+    PeerId,
+)
+from zfabric.transport.curve import user_of
 from zfabric.transport.ipc_path import PathLock, check_path
-from zfabric.transport.zmq_socket import ACCEPTED, BOUND, DIALLING, DOWN, RELEASED, UP
+from zfabric.transport.zmq_socket import (
+    ACCEPTED,
+    BOUND,
+    DIALLING,
+    DOWN,
+    MISMATCHED,
+    REFUSED,
+    RELEASED,
+    UP,
+)
 
 # Plain ints: going through the enum costs a microsecond per use.
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -208,6 +227,8 @@ class ZmqListener(_Base, Listener):
         self._by_descriptor: dict[int, PeerId] = {}
         self._open: set[int] = set()  # descriptors of connections, as the monitor tells
         self._leaving: deque[PeerId] = deque()  # gone, once the socket is found empty again
+        self._users: dict[PeerId, str] = {}  # those that came in with a key
+        self._admits: Callable[[str], bool] | None = getattr(options.security, "admits", None)
         self._lock: PathLock | None = None
         try:
             if address.startswith("ipc://"):
@@ -288,6 +309,7 @@ class ZmqListener(_Base, Listener):
                 while leaving:
                     leaving -= 1
                     peer = self._leaving.popleft()
+                    self._users.pop(peer, None)
                     if self._peers.pop(peer, None) is not None:
                         return peer, []
                 if self._stirred or self._is_time_to_look():
@@ -323,7 +345,26 @@ class ZmqListener(_Base, Listener):
         self.garbage += 1
         return None
 
+    def user_of(self, peer: PeerId) -> str:
+        return self._users.get(peer, "")
+
+    def evict(self, admits: Callable[[str], bool]) -> None:
+        # libzmq cannot be told to close one connection of a ROUTER. A peer that is not known here
+        # is not read, not answered, and has no state; its user is asked for if it says hello again.
+        for peer, user in list(self._users.items()):
+            if not admits(user):
+                del self._users[peer]
+                descriptor = self._peers.pop(peer, -1)
+                if self._by_descriptor.get(descriptor) == peer:
+                    del self._by_descriptor[descriptor]
+
     def _welcome(self, peer: PeerId, probe: zmq.Frame) -> None:
+        if self._admits is not None:
+            user = user_of(probe)
+            if not user or not self._admits(user):
+                self.garbage += 1
+                return
+            self._users[peer] = user
         if self._monitor is None:
             self._peers[peer] = -1
             return
@@ -391,7 +432,7 @@ class ZmqChannel(_Base, Channel):
     """A DEALER with one connection, or none at the moment."""
 
     def __init__(self, address: str, options: zmq_socket.Options) -> None:
-        super().__init__(address, DIALLING, options, UP | DOWN)
+        super().__init__(address, DIALLING, options, UP | DOWN | REFUSED | MISMATCHED)
         self._up = False
         self._lost = False
         self._clear = False  # up, and nobody has yet to hear that it was not
@@ -513,6 +554,9 @@ class ZmqChannel(_Base, Channel):
         for event, _descriptor in self._monitor.read():
             if event == UP:
                 self._up = True
+                self.trouble = ""
+            elif event != DOWN:
+                self.trouble = REFUSED_KEY if event == REFUSED else OTHER_KEYS
             elif self._up:  # a dial that failed in its handshake was never up
                 self._up = False
                 self._lost = True
