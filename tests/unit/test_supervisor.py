@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from zfabric.config import Settings
-from zfabric.core.supervisor import CREDIT_S, STUCK_S, Supervisor
+from zfabric.core.supervisor import CREDIT_S, Supervisor
 from zfabric.core.supervisor_effects import (
     SKIPPED,
     FetchValue,
@@ -22,6 +22,7 @@ from zfabric.core.supervisor_effects import (
     StopSlot,
     TakeBack,
 )
+from zfabric.core.supervisor_rows import STUCK_S
 from zfabric.errors import InternalError, RemoteProtocolError
 from zfabric.messages import (
     CANCELLED,
@@ -693,7 +694,7 @@ def test_a_recall_does_not_outlive_the_row_that_was_dropped() -> None:
     bench.effects()
     bench.machine.taken_back(1, 1)
     bench.machine.slot_reset(1)
-    assert not bench.machine._recalled
+    assert not bench.machine.table.recalled
 
 
 def test_a_function_that_comes_again_is_not_forgotten_any_more() -> None:

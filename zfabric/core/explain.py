@@ -16,14 +16,14 @@ def explain(supervisor: Supervisor, question: Explain, now: float) -> Explained:
     """What keeps each of these rows."""
     places = {
         entry[0]: (slot, position)
-        for slot in supervisor._slots.values()
+        for slot in supervisor.crew.slots.values()
         for position, entry in enumerate(slot.sent)
     }
-    in_line = {entry[0]: position for position, entry in enumerate(supervisor._ready)}
+    in_line = {entry[0]: position for position, entry in enumerate(supervisor.table.ready)}
     codes: list[str] = []
     texts: list[str] = []
     for id_ in question.ids:
-        entry = supervisor._rows.get(id_)
+        entry = supervisor.table.rows.get(id_)
         place = places.get(id_)
         if place is not None and place[1] == 0:
             code, text = _running(place[0], now)
@@ -68,7 +68,7 @@ def _behind(slot: SlotRecord, position: int, now: float) -> tuple[str, str]:
 def _missing(supervisor: Supervisor, entry: Entry) -> tuple[str, str]:
     linked = entry[4]
     missing = [dep for dep, value in zip(linked.deps, linked.values, strict=True) if value is None]
-    fetched = [dep for dep in missing if dep in supervisor._fetching]
+    fetched = [dep for dep in missing if dep in supervisor.table.fetching]
     if fetched:
         named = ", ".join(f"{dep:x}" for dep in fetched[:VALUES_NAMED])
         return "transfer", f"{len(fetched)} of its values are in transfer to the worker: {named}"
@@ -79,9 +79,9 @@ def _missing(supervisor: Supervisor, entry: Entry) -> tuple[str, str]:
 def _in_line(supervisor: Supervisor, position: int) -> tuple[str, str]:
     if supervisor.failure:
         return "no slots", f"the worker cannot start slots: {supervisor.failure}"
-    busy = sum(bool(slot.sent) for slot in supervisor._slots.values())
+    busy = sum(bool(slot.sent) for slot in supervisor.crew.slots.values())
     return (
         "in line",
         f"in line behind {position} rows at the worker, with {busy} of its "
-        f"{len(supervisor._slots)} slots busy",
+        f"{len(supervisor.crew.slots)} slots busy",
     )

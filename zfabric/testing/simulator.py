@@ -323,9 +323,9 @@ class Simulation:
                 machine = worker.machine
                 lines.append(
                     f"worker {worker.name} number {worker.number} welcomed {worker.welcomed}: rows "
-                    f"{[f'{id_:x}' for id_ in machine._rows][:10]}, store "
+                    f"{[f'{id_:x}' for id_ in machine.table.rows][:10]}, store "
                     f"{[f'{id_:x}' for id_ in worker.store][:10]}, slots "
-                    f"{[(n, len(s.sent), s.takes_rows) for n, s in machine._slots.items()]}"
+                    f"{[(n, len(s.sent), s.takes_rows) for n, s in machine.crew.slots.items()]}"
                 )
         return lines
 
