@@ -40,6 +40,10 @@ class Settings:
     """Bytes of a value per message: 1 to 16 MiB all reach the speed of the link; small chunks
     keep a ZeroMQ heartbeat from being cut off by one big frame."""
 
+    compression: str = "auto"
+    """Of values that cross a network: "auto" where the measured link makes it pay, "off", or
+    "always", which is there for comparison."""
+
     batch_rows: int = 4096
     """Rows per message at most, so that the other end starts before we finish."""
 
@@ -104,11 +108,15 @@ class Settings:
         """Raise ConfigError when a value cannot work."""
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.name == "compression":
+                continue
             number = not isinstance(value, bool) and isinstance(value, (int, float))
             if not number or not 0 < value < math.inf:
                 raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")
             if isinstance(f.default, int) and not isinstance(value, int):
                 raise ConfigError(f"{f.name} must be a whole number, not {value!r}")
+        if self.compression not in ("auto", "off", "always"):
+            raise ConfigError(f"compression must be auto, off or always, not {self.compression!r}")
         if self.inline_limit > self.batch_bytes:
             raise ConfigError(
                 f"inline_limit ({self.inline_limit}) must not be above batch_bytes"

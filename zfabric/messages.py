@@ -12,6 +12,7 @@ lengths. What few rows need (dependencies, options) is sparse: a list of (row in
     worker -> broker   Done Returned Missing Holds Explained
     both ways          Hello Welcome Refuse Beat Nack Bye Relay
     data channels      Fetch Chunk Put PutDone NotHere
+    relayed            LinksWanted LinksTold
 """
 
 from __future__ import annotations
@@ -325,6 +326,10 @@ class Fetch(NamedTuple):
     id: int
     offset: int
     length: int
+    codecs: Sequence[str] = ()
+    """Names of what I can decompress; empty: send it as it is."""
+    rate: int = 0
+    """Bytes/s that I see arrive on this link; 0 while I do not know."""
 
 
 class Chunk(NamedTuple):
@@ -335,6 +340,8 @@ class Chunk(NamedTuple):
     offset: int
     sizes: Sequence[int]
     data: bytes | memoryview
+    packing: bytes = b""
+    """How `data` is compressed, as `codec.compress` says it; empty: not at all."""
 
 
 class Put(NamedTuple):
@@ -344,6 +351,7 @@ class Put(NamedTuple):
     offset: int
     sizes: Sequence[int]
     data: bytes | memoryview
+    packing: bytes = b""
 
 
 class PutDone(NamedTuple):
@@ -357,6 +365,19 @@ class NotHere(NamedTuple):
     """I do not hold that value."""
 
     id: int
+
+
+class LinksWanted(NamedTuple):
+    """client -> worker, relayed: tell me of the links over which you move values."""
+
+    request: int
+
+
+class LinksTold(NamedTuple):
+    """worker -> client, relayed: msgpack of what `runtime.link_book` reports."""
+
+    request: int
+    payload: bytes
 
 
 Message = (
@@ -392,4 +413,6 @@ Message = (
     | Put
     | PutDone
     | NotHere
+    | LinksWanted
+    | LinksTold
 )

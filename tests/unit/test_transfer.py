@@ -155,7 +155,7 @@ class Ends:
             for number, frames in self.relayed:
                 _, message = wire.decode([bytes(f) for f in frames])
                 server = self.servers[number]
-                server.on_message(message, partial(self.answer, number), now)
+                server.on_message(message, partial(self.answer, number), "a session", now)
             self.relayed.clear()
             ready = self.poller.wait(0.1 if wake is None else min(0.1, max(0.0, wake - now)))
             for thing in ready:
@@ -254,9 +254,9 @@ def test_requests_that_make_no_sense_are_answered_or_ignored(tmp_path: Path) -> 
     try:
         ends.store.put(5, Value.from_bytes([3], b"abc"))
         said: list[Any] = []
-        assert ends.server.on_message(Fetch(5, 99, 1), said.append, 0.0)
-        assert ends.server.on_message(Fetch(6, 0, 1), said.append, 0.0)
+        assert ends.server.on_message(Fetch(5, 99, 1), said.append, "a session", 0.0)
+        assert ends.server.on_message(Fetch(6, 0, 1), said.append, "a session", 0.0)
         assert said == [NotHere(5), NotHere(6)]
-        assert not ends.server.on_message(NotHere(5), said.append, 0.0)
+        assert not ends.server.on_message(NotHere(5), said.append, "a session", 0.0)
     finally:
         ends.close()

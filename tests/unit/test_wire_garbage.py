@@ -14,7 +14,7 @@ from zfabric import wire
 from zfabric.errors import RemoteProtocolError
 from zfabric.testing import strategies
 from zfabric.wire.coding import _KINDS
-from zfabric.wire.header import MAGIC, MAX_HEADER
+from zfabric.wire.header import MAGIC, MAX_HEADER, PROTOCOL
 
 REASONS = {
     "frame-count",
@@ -165,8 +165,8 @@ def test_bad_utf8_and_lone_surrogates() -> None:
         ([packb([MAGIC, 1, 4, -1, 0, 0, 0]), b"\x90"], "header-field"),
         ([packb([MAGIC, 1, 4, True, 0, 0, 0]), b"\x90"], "header-field"),
         ([packb([MAGIC, 1, 4, 0, 0, 0, 0.0]), b"\x90"], "header-field"),
-        ([packb([MAGIC, 2, 4, 0, 0, 0, 0]), b"\x90"], "version"),
-        ([packb([MAGIC, 1, 255, 0, 0, 0, 0]), b"\x90"], "kind"),
+        ([packb([MAGIC, PROTOCOL + 1, 4, 0, 0, 0, 0]), b"\x90"], "version"),
+        ([packb([MAGIC, PROTOCOL, 255, 0, 0, 0, 0]), b"\x90"], "kind"),
         ([header_of(17, seq=0), b"\x90"], "sequence"),
         ([header_of(4, seq=1), b"\x90"], "sequence"),
         ([header_of(4), b"\x90"], "body"),

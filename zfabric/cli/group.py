@@ -10,6 +10,7 @@ import zfabric
 from zfabric.cli.broker import broker
 from zfabric.cli.demo import demo
 from zfabric.cli.keys import keys
+from zfabric.cli.links import links
 from zfabric.cli.status import status
 from zfabric.cli.why import why
 from zfabric.cli.worker import worker
@@ -31,6 +32,7 @@ On several, or in three terminals:
 \b
     zfabric status tcp://127.0.0.1:8787         who is there, what runs
     zfabric why KEY tcp://127.0.0.1:8787        what a task waits for
+    zfabric links tcp://127.0.0.1:8787          how fast values move
     zfabric demo                                all of it at once, here
 
 Every setting is also a variable: ZFABRIC_ADDRESS for clients, ZFABRIC_DEAD_S=60 and so on.
@@ -43,7 +45,7 @@ def cli() -> None:
     pass
 
 
-for command in (broker, worker, demo, status, why, keys):
+for command in (broker, worker, demo, status, links, why, keys):
     cli.add_command(command)
 
 

@@ -265,6 +265,18 @@ class Client:
             return stories_named(self, tasks)
         return stories_of(self, list(self._own(tasks)))
 
+    def links(self, timeout: float = 5.0) -> list[dict[str, Any]]:
+        """The links over which values move, as this client and its workers have measured them.
+
+        Each has: at (who tells), peer, direction ("in" or "out"), rate (bytes/s; 0: unknown),
+        round_trip_s, raw_nbytes and wire_nbytes (before and after compression), verdicts (a count
+        by reason) and saved_s (seconds of the link, less what compressing cost).
+        Workers that do not answer within `timeout` seconds are left out.
+        """
+        from zfabric.client.links import links_of
+
+        return links_of(self, timeout)
+
     def workers(self) -> list[str]:
         """The names of the workers that are connected now."""
         return [worker["name"] for worker in self.info()["workers"]]

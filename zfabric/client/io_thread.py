@@ -38,6 +38,7 @@ from zfabric.messages import (
     Answer,
     Bye,
     Hello,
+    LinksTold,
     Message,
     Refuse,
     Relay,
@@ -47,6 +48,7 @@ from zfabric.messages import (
 )
 from zfabric.runtime.fetch import Fetcher
 from zfabric.transport.contract import Channel, Poller
+from zfabric.transport.locality import is_same_host
 from zfabric.transport.registry import connect
 from zfabric.wire.header import decode_header
 
@@ -235,7 +237,12 @@ class IoThread:
             self._poller = Poller()
             self._poller.add(self._channel)
             self._poller.add(self._wake_fd)
-            self.fetcher = Fetcher(self._poller, self._post_relay, settings=self.settings)
+            self.fetcher = Fetcher(
+                self._poller,
+                self._post_relay,
+                settings=self.settings,
+                relay_is_local=is_same_host(self.address),
+            )
             self._begin_session()
             while not self._closing:
                 self._turn()
@@ -478,6 +485,12 @@ class IoThread:
         except RemoteProtocolError as exc:  # the worker's fault, not the broker's
             self.n_garbage += 1
             log.warning("dropped what worker %d sent: %s", relay.peer, exc)
+            return
+        if type(message) is LinksTold:
+            waiting = self._answers.get(message.request)
+            if waiting is not None:
+                waiting[1].append(message.payload)
+                waiting[0]()
         else:
             fetcher.on_relay(relay.peer, message, monotonic())
 

@@ -8,8 +8,9 @@ The frame is taken as flat bytes before anything is measured. In 2017 dask took 
 of the buffer as it came: on an n-dimensional memoryview both count the first axis, so the sample
 of a 2-d array was as large as the array. Here the shape is gone before the first number is.
 
-With the link's speed the verdict compares the two ways: `n / link` raw, against
-`n / compress + ratio * n / link + n / decompress`. Without it, the ratio alone decides.
+With the link's speed the verdict compares the two ways: `n / link` raw, against the largest
+of `n / compress`, `ratio * n / link` and `n / decompress`: while one part is compressed, earlier
+ones are on the wire and decompressed. Without it, the ratio alone decides.
 
 Nothing here knows a clock, a socket or a setting that was not handed in: the same buffer,
 settings and seed give the same verdict.
@@ -67,6 +68,7 @@ def judge(
     compressed_size: Callable[[bytes, int], int],
     settings: SamplerSettings = DEFAULTS,
     link_rate: float | None = None,
+    margin: float = 1.0,
 ) -> Verdict:
     """The verdict on one frame.
 
@@ -75,6 +77,7 @@ def judge(
     compressed_size: (sample, item size) -> bytes after compression.
     link_rate: bytes/s of the link to cross; None if unknown, infinite where no bytes are moved
         over a wire (shared memory, inproc, ipc).
+    margin: how many times faster than raw compressing has to be, about 1.
     """
     flat = flat_bytes(buffer)
     nbytes = len(flat)
@@ -89,8 +92,8 @@ def judge(
     if link_rate is not None:
         # Seconds per byte of each way; the frame's size cancels out.
         raw = 1 / link_rate
-        packed = 1 / settings.compress_rate + ratio / link_rate + 1 / settings.decompress_rate
-        if packed >= raw:
+        work = max(1 / settings.compress_rate, 1 / settings.decompress_rate)
+        if max(work, ratio / link_rate) * margin >= raw:
             return Verdict(False, "slower", ratio, len(sample))
     return Verdict(True, "pays", ratio, len(sample))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zfabric.codec import layout
+from zfabric.codec.compress import decompress_into
 from zfabric.config import DEFAULTS, Settings
 from zfabric.errors import CodecError
 from zfabric.messages import Fetch, Put
@@ -107,7 +108,13 @@ class Download:
         return asked
 
     def part_came(
-        self, source: int, offset: int, sizes: Sequence[int], data: bytes | memoryview, now: float
+        self,
+        source: int,
+        offset: int,
+        sizes: Sequence[int],
+        data: bytes | memoryview,
+        now: float,
+        packing: bytes = b"",
     ) -> None:
         """A Chunk or Put. One that does not fit what was asked for ends the source."""
         length = self._expected.get(offset)
@@ -120,9 +127,13 @@ class Download:
             if area is None or tuple(sizes) != self.sizes:
                 raise CodecError("the sizes changed under way")
             length = min(length, self._total - offset)
-            if len(data) != length:
+            place = area[offset : offset + length]
+            if packing:
+                decompress_into(packing, data, place)
+            elif len(data) != length:
                 raise CodecError(f"{len(data)} bytes came in place of {length}")
-            area[offset : offset + length] = data
+            else:
+                place[:] = data
         except (CodecError, OSError):
             self.source_failed(source, now)
             return

@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zfabric import transport, wire
+from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import Download, Upload
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
+from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.store import Value
 from zfabric.transport.contract import Channel, Poller
+from zfabric.transport.locality import is_same_host
 
 MAX_ACTIVE = 16
 """Values on their way at a time: each has up to 8 MiB under way."""
@@ -67,7 +70,12 @@ class Fetcher:
         relay: Callable[[int, list[Any]], None] | None = None,
         *,
         settings: Settings = DEFAULTS,
+        links: LinkBook | None = None,
+        relay_is_local: bool = False,
     ) -> None:
+        """relay_is_local: the broker is on this host, reached without a network."""
+        self.links = links or LinkBook(settings)
+        self._relay_is_local = relay_is_local
         self._poller = poller
         self._relay = relay
         self._settings = settings
@@ -205,16 +213,30 @@ class Fetcher:
             return
         if isinstance(machine, Download):
             if kind is Chunk:
-                machine.part_came(at, message.offset, message.sizes, message.data, now)
+                self._part_came(move, machine, at, message, now)
             elif kind is NotHere:
+                self.links.silenced(_link_name(move.ways[at]))
                 machine.source_failed(at, now)
         elif kind is Fetch:
             part = machine.asked(at, message, now)
             if part is not None:
+                way = move.ways[at]
+                if not self._is_local(way):
+                    part = self.links.packed(_link_name(way), message, part)
                 self._send(move, at, part, now)
         else:
             machine.answered(at, message.error, now)
         self._advance(move, now)
+
+    def _part_came(self, move: _Move, machine: Download, at: int, chunk: Chunk, now: float) -> None:
+        began = now_s()
+        machine.part_came(at, chunk.offset, chunk.sizes, chunk.data, now, chunk.packing)
+        if machine.source == at and not machine.has_failed:
+            spent_s = now_s() - began if chunk.packing else 0.0
+            self.links.came(_link_name(move.ways[at]), chunk, began, spent_s)
+
+    def _is_local(self, way: Way) -> bool:
+        return is_same_host(way[1]) if way[1] else self._relay_is_local
 
     def _upload(self, id_: int, is_way: Callable[[Way], bool]) -> _Move | None:
         """The upload of this value that has the store behind that way as its target."""
@@ -251,7 +273,7 @@ class Fetcher:
                 return
             if isinstance(machine, Download):
                 at = machine.source
-                sent = all(self._send(move, at, request, now) for request in machine.requests())
+                sent = all(self._ask(move, at, request, now) for request in machine.requests())
             else:
                 at = machine.target
                 sent = True
@@ -262,6 +284,11 @@ class Fetcher:
                 return
 
     # --- ways ---------------------------------------------------------------------------------
+
+    def _ask(self, move: _Move, at: int, request: Fetch, now: float) -> bool:
+        way = move.ways[at]
+        request = self.links.asks(_link_name(way), request, self._is_local(way), now)
+        return self._send(move, at, request, now)
 
     def _send(self, move: _Move, at: int, message: Message, now: float) -> bool:
         """False: the way is closed for certain, and the machine knows."""
@@ -300,6 +327,8 @@ class Fetcher:
 
     def _way_failed(self, move: _Move, at: int, now: float) -> None:
         machine = move.machine
+        if 0 <= at < len(move.ways):
+            self.links.silenced(_link_name(move.ways[at]))
         if isinstance(machine, Download):
             machine.source_failed(at, now)
         elif machine is not None:
@@ -339,6 +368,10 @@ class Fetcher:
         self._moves.clear()
         self._queue.clear()
         self._blocked.clear()
+
+
+def _link_name(way: Way) -> str:
+    return way[1] or f"worker {way[0]} by way of the broker"
 
 
 def _outcome(move: _Move) -> Any:

@@ -7,11 +7,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from msgpack import packb
+
 from zfabric import wire
+from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import Download
 from zfabric.errors import RemoteProtocolError, TransportError
-from zfabric.messages import Chunk, Fetch, Message, NotHere, Put, PutDone
+from zfabric.messages import (
+    Chunk,
+    Fetch,
+    LinksTold,
+    LinksWanted,
+    Message,
+    NotHere,
+    Put,
+    PutDone,
+)
+from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.store import Store, Value
 from zfabric.transport.contract import Listener, PeerId
 
@@ -49,11 +62,13 @@ class ValueServer:
         on_put: Callable[[int, int], None],
         *,
         settings: Settings = DEFAULTS,
+        links: LinkBook | None = None,
     ) -> None:
         self._store = store
         self._listener = listener
         self._on_put = on_put
         self._settings = settings
+        self._links = links or LinkBook(settings)
         self._uploads: dict[int, _Upload] = {}
         self._waiting: deque[tuple[PeerId, list[Any]]] = deque(maxlen=MAX_WAITING)
 
@@ -74,19 +89,24 @@ class ValueServer:
                 _, message = wire.decode(frames)
             except RemoteProtocolError:
                 continue
-            self.on_message(message, partial(self._send, peer), now)
+            self.on_message(message, partial(self._send, peer), f"caller {peer.hex()}", now)
 
-    def on_message(self, message: Message, reply: Reply, now: float) -> bool:
-        """Answer one message; False for one that is no request to a store."""
+    def on_message(self, message: Message, reply: Reply, peer: str, now: float) -> bool:
+        """Answer one message; False for one that is no request to a store.
+
+        peer: names the link that it came by.
+        """
         if isinstance(message, Fetch):
-            self._on_fetch(message, reply)
+            self._on_fetch(message, reply, peer)
         elif isinstance(message, Put):
-            self._on_put_part(message, reply, now)
+            self._on_put_part(message, reply, peer, now)
+        elif isinstance(message, LinksWanted):
+            reply(LinksTold(message.request, packb(self._links.report())))
         else:
             return False
         return True
 
-    def _on_fetch(self, message: Fetch, reply: Reply) -> None:
+    def _on_fetch(self, message: Fetch, reply: Reply, peer: str) -> None:
         length = min(message.length, self._settings.chunk)
         try:
             data = self._store.chunk(message.id, message.offset, length)
@@ -96,9 +116,10 @@ class ValueServer:
         if data is None or value is None:
             reply(NotHere(message.id))
         else:
-            reply(Chunk(message.id, message.offset, value.sizes, data))
+            chunk = Chunk(message.id, message.offset, value.sizes, data)
+            reply(self._links.packed(peer, message, chunk))
 
-    def _on_put_part(self, message: Put, reply: Reply, now: float) -> None:
+    def _on_put_part(self, message: Put, reply: Reply, peer: str, now: float) -> None:
         id_ = message.id
         if id_ in self._store:
             reply(PutDone(id_))
@@ -108,8 +129,13 @@ class ValueServer:
             upload = self._begin(id_, now)
         download = upload.download
         assert download is not None
-        download.part_came(0, message.offset, message.sizes, message.data, now)
+        began = now_s()
+        data, packing = message.data, message.packing
+        download.part_came(0, message.offset, message.sizes, data, now, packing)
+        if message.offset and not download.has_failed:
+            self._links.came(peer, message, began, now_s() - began if packing else 0.0)
         if download.has_failed:
+            self._links.silenced(peer)
             self._uploads.pop(id_, None)
             reply(PutDone(id_, "the parts do not fit together, or there is no memory for them"))
         elif download.is_done:
@@ -121,7 +147,7 @@ class ValueServer:
             reply(PutDone(id_))
         else:
             for request in download.requests():
-                reply(request)
+                reply(self._links.asks(peer, request, False, now))
 
     def _begin(self, id_: int, now: float) -> _Upload:
         """A new upload; one whose sender fell silent makes room."""

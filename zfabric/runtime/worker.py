@@ -52,10 +52,12 @@ from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.store import Store, Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport import Channel, Poller
+from zfabric.transport.locality import is_same_host
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +145,16 @@ class Worker:
             self._channel = transport.connect(address, max_frame=settings.max_frame)
         self._listener = listen_for_data(address, data_address, settings, insecure)
         self._poller = poller or Poller()
-        self._fetcher = Fetcher(self._poller, self._relay_to, settings=settings)
+        links = LinkBook(settings)
+        self._fetcher = Fetcher(
+            self._poller,
+            self._relay_to,
+            settings=settings,
+            links=links,
+            relay_is_local=is_same_host(address),
+        )
         self._server = ValueServer(
-            self._store, self._listener, self._machine_value_put, settings=settings
+            self._store, self._listener, self._machine_value_put, settings=settings, links=links
         )
         self._poller.add(self._epoll.fileno())
         if self._listener is not None:
@@ -445,7 +454,8 @@ class Worker:
             self._relay_to(relay.peer, wire.encode(answer))
 
         # A Fetch may ask for what we hold, or for more of what we put somewhere.
-        if not self._server.on_message(message, reply, now):
+        peer = f"session {relay.peer} by way of the broker"
+        if not self._server.on_message(message, reply, peer, now):
             self._fetcher.on_relay(relay.peer, message, now)
 
     def _machine_value_put(self, id_: int, nbytes: int) -> None:

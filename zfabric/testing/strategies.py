@@ -123,7 +123,13 @@ def _registers(draw: st.DrawFn) -> m.Register:
     return m.Register(draw(columns(n, u64)), sizes, draw(columns(n, holders)))
 
 
-_parts = (u63, st.integers(0, 1 << 48), st.lists(st.integers(0, 1 << 48), max_size=4), blobs)
+_parts = (
+    u63,
+    st.integers(0, 1 << 48),
+    st.lists(st.integers(0, 1 << 48), max_size=4),
+    blobs,
+    st.binary(max_size=24),
+)
 _seconds = st.floats(0, 1e8, allow_nan=False)
 
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
@@ -169,11 +175,15 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Holds: st.builds(m.Holds, id_columns),
     m.Explain: st.builds(m.Explain, u63, id_columns),
     m.Explained: _explained(),
-    m.Fetch: st.builds(m.Fetch, u63, u63, u63),
+    m.Fetch: st.builds(
+        m.Fetch, u63, u63, u63, st.lists(st.text(max_size=12), max_size=3).map(tuple), u63
+    ),
     m.Chunk: st.builds(m.Chunk, *_parts),
     m.Put: st.builds(m.Put, *_parts),
     m.PutDone: st.builds(m.PutDone, u63, texts),
     m.NotHere: st.builds(m.NotHere, u63),
+    m.LinksWanted: st.builds(m.LinksWanted, u63),
+    m.LinksTold: st.builds(m.LinksTold, u63, blobs),
 }
 """Each kind of message, and what draws one."""
 

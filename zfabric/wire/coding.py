@@ -300,7 +300,10 @@ def _read_returned(f: list[Any], bulk: Bulk) -> m.Returned:
 
 def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
     _no_bulk(bulk)
-    return m.Fetch(read_int(f[0]), read_int(f[1]), read_int(f[2]))
+    codecs = tuple(read_text(name, 32) for name in read_list(f[3]))
+    if len(codecs) > 16:
+        raise Malformed("more codecs than anybody has")
+    return m.Fetch(read_int(f[0]), read_int(f[1]), read_int(f[2]), codecs, read_int(f[4]))
 
 
 def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], Bulk], m.Message]:
@@ -308,7 +311,10 @@ def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], B
         sizes = read_int_list(f[2], 1 << 48)
         if len(sizes) > 1 << 16:
             raise Malformed("a value of too many buffers")
-        return message(read_int(f[0]), read_int(f[1], 0, 1 << 48), sizes, _one_bulk(bulk))
+        packing = read_bytes(f[3])
+        if len(packing) > 64:
+            raise Malformed("a compression header that is too long")
+        return message(read_int(f[0]), read_int(f[1], 0, 1 << 48), sizes, _one_bulk(bulk), packing)
 
     return read
 
@@ -316,6 +322,11 @@ def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], B
 def _read_put_done(f: list[Any], bulk: Bulk) -> m.PutDone:
     _no_bulk(bulk)
     return m.PutDone(read_int(f[0]), read_text(f[1]))
+
+
+def _read_links_told(f: list[Any], bulk: Bulk) -> m.LinksTold:
+    _no_bulk(bulk)
+    return m.LinksTold(read_int(f[0]), read_bytes(f[1]))
 
 
 def _ids_reader(message: Callable[[list[int]], m.Message]) -> Callable[..., m.Message]:
@@ -331,7 +342,7 @@ def _pack_column(x: Any) -> Any:
 
 
 def _pack_part(x: Any) -> Any:
-    return (x.id, x.offset, list(x.sizes))
+    return (x.id, x.offset, list(x.sizes), x.packing)
 
 
 def _int_reader(message: Callable[[int], m.Message]) -> Callable[..., m.Message]:
@@ -455,11 +466,15 @@ _KINDS: dict[int, _Kind] = {
     32: _Kind(m.Missing, True, _pack_column, _ids_reader(m.Missing), 1),
     33: _Kind(m.Holds, True, _pack_column, _ids_reader(m.Holds), 1),
     34: _Kind(m.Give, True, lambda x: (pack_ids(x.ids), x.payloads), _read_give, 2),
-    48: _Kind(m.Fetch, False, lambda x: (x.id, x.offset, x.length), _read_fetch, 3),
-    49: _Kind(m.Chunk, False, _pack_part, _part_reader(m.Chunk), 3),
-    50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 3),
+    48: _Kind(
+        m.Fetch, False, lambda x: (x.id, x.offset, x.length, x.codecs, x.rate), _read_fetch, 5
+    ),
+    49: _Kind(m.Chunk, False, _pack_part, _part_reader(m.Chunk), 4),
+    50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 4),
     51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
     52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+    96: _Kind(m.LinksWanted, False, lambda x: (x.request,), _int_reader(m.LinksWanted), 1),
+    97: _Kind(m.LinksTold, False, lambda x: (x.request, x.payload), _read_links_told, 2),
     100: _Kind(m.Explain, True, lambda x: (x.ticket, pack_ids(x.ids)), _read_explain, 2),
     101: _Kind(
         m.Explained,
