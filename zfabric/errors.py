@@ -24,7 +24,10 @@ ConnectionError, TypeError, ValueError), ours inherits from it too.
     ├── TaskError               a task ended without a value
     │   ├── TaskFailed          it raised something that cannot be rebuilt here
     │   ├── TaskCancelled
+    │   ├── TaskTimeout         it ran longer than its time limit, and was killed
+    │   ├── MemoryExceeded      it took more memory than its slot may, and was killed
     │   ├── KilledTask          it killed its process too often; has the attempts
+    │   ├── UnknownOutcome      it may have run, and must not run twice
     │   ├── TaskLost            its worker went and it may not run again
     │   ├── DataLost            a value is gone and cannot be computed again
     │   └── NoWorkerFits        no worker has what it asks for
@@ -208,6 +211,19 @@ class TaskFailed(TaskError):
 
 class TaskCancelled(TaskError, CancelledError):
     """Somebody cancelled the task, or the client that wanted it went away."""
+
+
+class TaskTimeout(TaskError, TimeoutError):
+    """The task ran longer than its `timeout`; its process was killed."""
+
+
+class MemoryExceeded(TaskError, MemoryError):
+    """The task took more memory than a slot of its worker may; its process was killed."""
+
+
+class UnknownOutcome(TaskError):
+    """The task was submitted with `idempotent=False`, and its slot or worker vanished when it may
+    have begun: nobody knows what it has done, and it does not run again."""
 
 
 class KilledTask(TaskError):

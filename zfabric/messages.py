@@ -42,7 +42,14 @@ LOST = 6
 UNFIT = 7
 """Results only: no worker has what it asks for; payload is msgpack [text]."""
 
-N_STATUSES = 8
+LATE = 8
+"""It ran longer than it may, and was killed; payload is msgpack [text]."""
+OVERSIZE = 9
+"""It took more memory than it may, and was killed; payload is msgpack [text]."""
+UNKNOWN = 10
+"""Results only: it may have run, and must not run again; payload is msgpack [text]."""
+
+N_STATUSES = 11
 
 # --- How a dependency reaches the worker ------------------------------------------------------
 
@@ -242,8 +249,8 @@ class Recall(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """broker -> worker: forget these rows where they have not started; a started one goes on,
-    and its outcome is thrown away by whoever reads the attempt number."""
+    """broker -> worker: forget these rows, and kill those that run. The end of each is told: by
+    Done, with CANCELLED, where it had begun, else by Returned."""
 
     ids: Sequence[int]
 

@@ -216,8 +216,10 @@ def test_resources_come_back_however_the_row_ends(bench: Bench) -> None:
     bench.worker(101, credit=9, resources={"GPU": 1})
     bench.submit(1, 2, 3, 4, options=dict.fromkeys((1, 2, 3, 4), GPU))
     assert placed(bench.ended(1, status=m.ERROR, credit=9)) == {101: [2]}
-    assert placed(bench.cancel(2)) == {101: [3]}
-    assert placed(bench.release(3)) == {101: [4]}
+    assert placed(bench.cancel(2)) == {}  # it may still run: it is to be killed
+    assert placed(bench.ended(2, status=m.CANCELLED, attempt=1, credit=9)) == {101: [3]}
+    assert placed(bench.release(3)) == {}
+    assert placed(bench.returned(3, attempt=1, credit=9)) == {101: [4]}
     assert placed(bench.returned(4, credit=9)) == {101: [4]}
 
 

@@ -16,6 +16,7 @@ from zfabric.core.supervisor_effects import (
     ForgetFunctions,
     FreeValues,
     KeepValue,
+    KillRow,
     PeekSlot,
     SendRows,
     StartSlot,
@@ -23,6 +24,7 @@ from zfabric.core.supervisor_effects import (
     TakeBack,
 )
 from zfabric.core.supervisor_rows import STUCK_S
+from zfabric.core.supervisor_slots import KILL_AGAIN_S
 from zfabric.errors import InternalError, RemoteProtocolError
 from zfabric.messages import (
     CANCELLED,
@@ -53,9 +55,13 @@ class Stored:
 class Bench:
     """A machine with a clock, whose slots and store are this test."""
 
-    def __init__(self, n_slots: int = 1, *, started: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, n_slots: int = 1, *, started: bool = True, can_kill: bool = True, **settings: Any
+    ) -> None:
         self.now = 100.0
-        self.machine = Supervisor(n_slots, settings=Settings(**settings), now=self.now)
+        self.machine = Supervisor(
+            n_slots, settings=Settings(**settings), now=self.now, can_kill=can_kill
+        )
         self.functions = [FN]
         self.seq = 0
         if started:
@@ -254,7 +260,7 @@ def test_a_value_that_nobody_waits_for_any_more_is_not_kept() -> None:
     bench.machine.drop([1])
     bench.machine.value_fetched(9, 100)
     assert bench.effects() == [FreeValues([9])]
-    assert bench.said() == []
+    assert bench.said() == [("returned", 1)]
 
 
 @pytest.mark.parametrize("status", [ERROR, CANCELLED])
@@ -452,7 +458,7 @@ def test_a_dropped_row_that_had_begun_is_reported_without_its_value() -> None:
     assert bench.said() == [("done", (1, 1, CANCELLED, b"")), ("returned", 2)]
 
 
-def test_a_dropped_row_that_had_not_begun_leaves_no_trace() -> None:
+def test_a_dropped_row_that_had_not_begun_is_returned() -> None:
     bench = Bench(1)
     bench.run(1, 2)
     bench.sent()
@@ -462,7 +468,70 @@ def test_a_dropped_row_that_had_not_begun_leaves_no_trace() -> None:
     bench.machine.slot_reset(1)
     bench.done(1, b"v1")
     assert bench.effects() == []
-    assert bench.said() == [("done", (1, 1, VALUE, b"v1"))]
+    assert bench.said() == [("done", (1, 1, VALUE, b"v1")), ("returned", 2)]
+    assert not bench.machine.table.dropped
+
+
+def test_a_dropped_row_that_runs_is_killed_and_its_neighbours_run_elsewhere() -> None:
+    bench = Bench(1)
+    bench.run(1, 2)
+    assert bench.sent() == {1: [1, 2]}
+    bench.machine.drop([1])
+    assert bench.effects() == [TakeBack(1, 2)]
+    bench.machine.taken_back(1, 1)
+    (kill,) = bench.effects()
+    assert kill == KillRow(1, 1, "it was cancelled")
+    bench.machine.slot_reset(1)
+    assert bench.effects() == []  # nothing is sent to a slot that is about to die
+    assert bench.machine.wake_at(bench.now) == bench.now + KILL_AGAIN_S
+    bench.machine.slot_died(1, "was killed by SIGKILL", True, bench.now)
+    assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
+    assert bench.effects() == [StartSlot(2)]
+    bench.machine.slot_started(2, bench.now)
+    assert bench.sent() == {2: [2]}
+    assert not bench.machine.table.dropped
+
+
+def test_a_row_that_has_just_ended_saves_its_slot() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.machine.drop([1])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.taken_back(1, 0)
+    assert bench.effects() == [KillRow(1, 1, "it was cancelled")]
+    bench.done(1, b"too late")
+    bench.now += 1.0
+    assert bench.effects() == []
+    assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
+    bench.run(2)
+    assert bench.sent() == {1: [2]}
+
+
+def test_a_kill_that_came_too_early_is_asked_for_again() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.machine.drop([1])
+    bench.effects()
+    bench.machine.taken_back(1, 0)
+    assert bench.effects() == [KillRow(1, 1, "it was cancelled")]
+    assert bench.effects() == []
+    bench.now += KILL_AGAIN_S
+    assert bench.effects() == [KillRow(1, 1, "it was cancelled")]
+
+
+def test_a_thread_keeps_its_dropped_row() -> None:
+    bench = Bench(1, can_kill=False)
+    bench.run(1)
+    bench.sent()
+    bench.machine.drop([1])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.taken_back(1, 0)
+    bench.run(2)
+    assert bench.sent() == {1: [2]}  # behind it
+    bench.done(1, b"v1")
+    assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
 
 
 def test_a_new_attempt_replaces_an_old_one() -> None:

@@ -175,7 +175,7 @@ def test_bad_utf8_and_lone_surrogates() -> None:
         ([header_of(4), packb([0, list(range(17))])], "body"),
         ([header_of(18), packb([b"1234567"])], "body"),
         ([header_of(30), packb([b"", b"", b"", [], -1])], "body"),
-        ([header_of(30), packb([b"x" * 8, b"x" * 8, b"\x08", [b""], 0])], "body"),
+        ([header_of(30), packb([b"x" * 8, b"x" * 8, b"\x0b", [b""], 0])], "body"),
         ([header_of(30), packb([b"x" * 8, b"x" * 8, b"\x01", [b"123"], 0])], "body"),
         ([header_of(24), packb([b"x" * 8, b"\0", ["text"]])], "body"),
         ([header_of(16), packb(["x" * 5000])], "body"),

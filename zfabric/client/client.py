@@ -212,7 +212,10 @@ class Client:
     def cancel(self, futures: Any) -> None:
         """End these tasks (nested as you like), whoever waits for them.
 
-        Running ones go on in their slots, but their outcome is thrown away.
+        One that runs is killed, whatever it is doing: SIGKILL to its slot's process and to all
+        that it has started in its process group. The slot is replaced, and no other task is
+        touched. In a slot that is a thread (kind="thread") it cannot be killed: it keeps its slot
+        until it ends by itself, and its outcome is thrown away.
         """
         self._io.call(self._io.cancel, [f._outcome for f in self._own(futures)])
 

@@ -35,7 +35,7 @@ class ExecutorFuture(cf.Future[Any]):
         self._task: Future | None = task
 
     def cancel(self) -> bool:
-        """Cancel unless it has ended; a running task goes on, its outcome is thrown away."""
+        """Cancel unless it has ended; a running task is killed."""
         executor, task = self._executor, self._task
         if executor is None or task is None or not executor._take(task.task_id):
             return super().cancel()

@@ -9,7 +9,18 @@ from zfabric import ids
 from zfabric.client.reading import exception_of, traceback_text, value_of
 from zfabric.codec.references import Reference
 from zfabric.core.submitter import LOADED, PENDING, Outcome
-from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED, UNFIT, VALUE
+from zfabric.messages import (
+    CANCELLED,
+    ERROR,
+    KILLED,
+    LATE,
+    LOST,
+    OVERSIZE,
+    STORED,
+    UNFIT,
+    UNKNOWN,
+    VALUE,
+)
 
 if TYPE_CHECKING:
     from zfabric.client.client import Client
@@ -25,10 +36,13 @@ STATUS_NAMES = {
     KILLED: "error",
     LOST: "lost",
     UNFIT: "error",
+    LATE: "error",
+    OVERSIZE: "error",
+    UNKNOWN: "error",
 }
 
 FINISHED = frozenset({VALUE, STORED, LOADED})
-FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT})
+FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT, LATE, OVERSIZE, UNKNOWN})
 
 
 class Future(Reference):
@@ -110,7 +124,7 @@ class Future(Reference):
     def cancel(self) -> bool:
         """End the task, whoever waits for it. Whether it is cancelled now.
 
-        A running one goes on in its slot, but its outcome is thrown away.
+        A running one is killed with its slot, which is replaced; see `Client.cancel`.
         """
         self._client.cancel(self)
         return self._outcome.status == CANCELLED

@@ -13,13 +13,27 @@ from zfabric.core.submitter import LOADED, PENDING
 from zfabric.errors import (
     DataLost,
     KilledTask,
+    MemoryExceeded,
     NoWorkerFits,
     ResultTimeout,
     TaskCancelled,
     TaskLost,
+    TaskTimeout,
+    UnknownOutcome,
 )
 from zfabric.ids import counter_of
-from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED, UNFIT, VALUE
+from zfabric.messages import (
+    CANCELLED,
+    ERROR,
+    KILLED,
+    LATE,
+    LOST,
+    OVERSIZE,
+    STORED,
+    UNFIT,
+    UNKNOWN,
+    VALUE,
+)
 
 if TYPE_CHECKING:
     from zfabric.client.future import Future
@@ -90,9 +104,17 @@ def error_of(future: Future) -> BaseException:
         return KilledTask(named, key, rest[0] if rest else ())
     if status == LOST:
         return (TaskLost if outcome.fn else DataLost)(named, key)
-    if status == UNFIT:
-        return NoWorkerFits(named, key)
+    if status in _KINDS:
+        return _KINDS[status](named, key)
     raise AssertionError(f"no error has status {status}")
+
+
+_KINDS = {
+    UNFIT: NoWorkerFits,
+    LATE: TaskTimeout,
+    OVERSIZE: MemoryExceeded,
+    UNKNOWN: UnknownOutcome,
+}
 
 
 def _late(future: Future, timeout: float | None) -> ResultTimeout:

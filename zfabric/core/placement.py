@@ -31,6 +31,7 @@ class WorkerRecord:
         "data_address",
         "deps",
         "drops",
+        "ending",
         "fns",
         "forgets",
         "frees",
@@ -83,6 +84,9 @@ class WorkerRecord:
         """Rows that it is willing to hold; its own word from its first Done on."""
         self.rows: dict[int, TaskRecord] = {}
         """What it holds, in the order of assignment."""
+        self.ending: dict[tuple[int, int], dict[str, float]] = {}
+        """(id, attempt) of rows that it was told to drop, with the resources that they occupy
+        until it says that they have ended. Only those that occupy any."""
         self.values: set[int] = set()
         """Ids of the values that are in its store."""
         self.known: dict[int, None] = {}

@@ -275,6 +275,8 @@ class Scheduler:
                 or task.attempt != attempt
                 or task.state != ASSIGNED
             ):
+                if worker.ending:
+                    self.table.really_ended(worker, id_, attempt)
                 self.table.stale(worker, task, id_, status)
                 continue
             if status == VALUE:
@@ -329,6 +331,8 @@ class Scheduler:
                 and task.state == ASSIGNED
             ):
                 self.table.requeue(task)
+            elif worker.ending:
+                self.table.really_ended(worker, id_, attempt)
         self.table.let_go()
 
     def missing(self, worker: WorkerRecord, message: m.Missing, now: float) -> None:

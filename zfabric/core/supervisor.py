@@ -19,7 +19,9 @@ that call them LOCAL. Those that the broker gave are kept until it frees them.
 A slot that waits for a future of its own is blocked: the rows behind it come back and another
 slot runs in its place, so that parents which wait never keep their children from running.
 
-A row that is dropped while it runs goes on; its outcome is reported as CANCELLED, without a value.
+A row that is dropped while it runs ends with its slot, which is killed and replaced; in a slot
+that is a thread it goes on. Either way it is reported as CANCELLED, without a value, once it has
+ended; a dropped row that had not begun is returned. So the broker hears of the end of every row.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from zfabric.core.supervisor_rows import Entry, Linked
 from zfabric.core.supervisor_slots import SlotCrew
 from zfabric.core.supervisor_table import RowTable
 from zfabric.errors import InternalError, RemoteProtocolError
+from zfabric.ids import counter_of
 from zfabric.messages import (
     CANCELLED,
     DIED,
@@ -70,8 +73,9 @@ class Supervisor:
 
     n_slots: rows that run at a time.  start_at: when to start the first slots; default: now.
     table, crew: its two halves, for who explains what stands here.
-    The rest of what slots say (slot_started, slot_reset, slot_settled, taken_back) and wake_at are
-    SlotCrew's own methods.
+    can_kill: whether slots can be killed.
+    The rest of what slots say (slot_started, slot_reset, slot_settled, taken_back, row_age) and
+    wake_at are SlotCrew's own methods.
     """
 
     def __init__(
@@ -81,13 +85,17 @@ class Supervisor:
         settings: Settings = DEFAULTS,
         now: float,
         start_at: float | None = None,
+        can_kill: bool = True,
     ) -> None:
         self._settings = settings
         self.table = table = RowTable()
         pace = Pace(settings.lookahead_s, settings.max_rows)
-        self.crew = crew = SlotCrew(table, n_slots, pace, now if start_at is None else start_at)
+        self.crew = crew = SlotCrew(
+            table, n_slots, pace, now if start_at is None else start_at, can_kill
+        )
         self.slot_reset = crew.reset
         self.slot_settled = crew.settled
+        self.row_age = crew.row_age
         self.slot_started = crew.started
         self.taken_back = crew.taken_back
         self.wake_at = crew.wake_at
@@ -181,11 +189,22 @@ class Supervisor:
             table.give_back(entry)
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Forget these; one that has begun goes on. Those that wait for them are given back."""
+        """Forget these; one that runs is killed. Those that wait for them are given back."""
         table = self.table
         entries = [entry for id_ in ids if (entry := table.rows.pop(id_, None)) is not None]
         wanted = {entry[0] for entry in entries}
         table.recalled -= wanted
+        in_slots = {
+            (entry[0], entry[1])
+            for slot in self.crew.slots.values()
+            for entry in slot.sent
+            if entry[0] in wanted
+        }
+        for entry in entries:
+            if (entry[0], entry[1]) in in_slots:
+                table.dropped.add((entry[0], entry[1]))
+            else:
+                table.hand_back(entry)
         self._withdraw(wanted)
         for id_ in wanted:
             table.return_waiters(id_)
@@ -296,7 +315,10 @@ class Supervisor:
             entry = next_entry()
             id_ = entry[0]
             if rows.get(id_) is not entry:
+                dropped = table.was_dropped(entry)
                 if status == SKIPPED:
+                    if dropped:
+                        table.hand_back(entry)
                     continue
                 status, payload = CANCELLED, b""
             elif status == VALUE:
@@ -320,6 +342,8 @@ class Supervisor:
             attempts.append(entry[1])
             outcomes.append(status)
             blobs.append(payload)
+        if slot.doomed is not None:
+            self.crew.spared(slot)
 
     def slot_died(self, number: int, text: str, running: bool, now: float) -> None:
         """The slot is gone. What it had finished was reported by slot_done() before.
@@ -332,14 +356,36 @@ class Supervisor:
             status = CANCELLED
             if self.table.rows.get(entry[0]) is entry:
                 status = DIED
+                if slot.doomed is entry and slot.verdict is not None:
+                    status, text = slot.verdict[0], f"{slot.verdict[1]}; {text}"
                 del self.table.rows[entry[0]]
                 self.table.return_waiters(entry[0])
+            self.table.was_dropped(entry)
             ids, attempts, outcomes, blobs = self._done
             ids.append(entry[0])
             attempts.append(entry[1])
             outcomes.append(status)
-            blobs.append(packb([text]) if status == DIED else b"")
+            blobs.append(b"" if status == CANCELLED else packb([text]))
         self.crew.put_back(slot, list(reversed(slot.sent)))
+
+    def first_row(self, number: int) -> int:
+        """The id of the first row in a slot that has not been reported; 0 if there is none."""
+        sent = self.crew.slots[number].sent
+        return sent[0][0] if sent else 0
+
+    def running_in(self, number: int) -> str:
+        """For people: the call in front in a slot, and which try it is; "" if there is none."""
+        sent = self.crew.slots[number].sent
+        if not sent:
+            return ""
+        id_, attempt, fn = sent[0][:3]
+        name = self.table.functions[fn][1] if fn in self.table.functions else "task"
+        return f"{name}-{counter_of(id_)}, try {attempt}"
+
+    def is_doomed(self, number: int) -> bool:
+        """Whether a slot was to be killed because nobody wants its row."""
+        slot = self.crew.slots[number]
+        return slot.doomed is not None and slot.verdict is None
 
     def slot_blocked(self, number: int) -> None:
         """The slot's row waits for other rows; it needs no processor meanwhile."""

@@ -47,6 +47,26 @@ class PeekSlot(NamedTuple):
     slot: int
 
 
+class KillRow(NamedTuple):
+    """Kill a slot if this very row runs in it now; slot_died() then tells. First take in what it
+    has finished. Where the row does not run, do nothing: the question comes again.
+
+    why: for the log.
+    """
+
+    slot: int
+    id: int
+    why: str
+
+
+class AgeOfRow(NamedTuple):
+    """Find out for how long this row has run in a slot; answer with row_age(). First take in what
+    the slot has finished."""
+
+    slot: int
+    id: int
+
+
 class StartSlot(NamedTuple):
     """Start a slot; answer with slot_started() or slot_died()."""
 
@@ -94,6 +114,8 @@ Effect = (
     SendRows
     | TakeBack
     | PeekSlot
+    | KillRow
+    | AgeOfRow
     | StartSlot
     | StopSlot
     | ForgetFunctions

@@ -15,9 +15,18 @@ from math import inf
 from typing import Any
 
 from zfabric.core.pace import Pace
-from zfabric.core.supervisor_effects import PeekSlot, SendRows, StartSlot, StopSlot, TakeBack
+from zfabric.core.supervisor_effects import (
+    AgeOfRow,
+    KillRow,
+    PeekSlot,
+    SendRows,
+    StartSlot,
+    StopSlot,
+    TakeBack,
+)
 from zfabric.core.supervisor_rows import NOWHERE, SCATTERED, STUCK_S, Entry, SlotRecord
 from zfabric.core.supervisor_table import RowTable
+from zfabric.messages import LATE
 
 SLOT_NBYTES = 64 * 1024
 """Payload bytes in a slot's socket, above which only a single row is added: half its buffer."""
@@ -36,6 +45,11 @@ the time, and a slot that has to be started costs more than most tasks; an idle 
 
 MAX_PEEK_PAUSE_S = 0.05
 
+KILL_AGAIN_S = 0.001
+"""A row that is to be killed and has not quite begun will have by then; the pause doubles."""
+
+MAX_KILL_PAUSE_S = 0.05
+
 MAX_FAILED_STARTS = 3
 
 RETRY_START_S = 0.2
@@ -47,9 +61,15 @@ class SlotCrew:
     n_slots: rows that run at a time.  start_at: when to start the next slots, seconds.
     failure: why no slot can be started, once that is certain, else "".
     changed: whether there may be too few or too many of them.
+    can_kill: whether a row can be ended with its slot; a thread cannot.
+    has_limits: whether there may be rows that must not run for ever.
     """
 
-    def __init__(self, table: RowTable, n_slots: int, pace: Pace, start_at: float) -> None:
+    def __init__(
+        self, table: RowTable, n_slots: int, pace: Pace, start_at: float, can_kill: bool
+    ) -> None:
+        self.can_kill = can_kill
+        self.has_limits = False
         self.n_slots = n_slots
         self.pace = pace
         self.slots: dict[int, SlotRecord] = {}
@@ -104,6 +124,10 @@ class SlotCrew:
         for slot in self.slots.values():
             if len(slot.sent) > 1 and slot.peek_at < (inf if wake is None else wake):
                 wake = slot.peek_at
+            if slot.doomed is not None or self.has_limits:
+                due = self._watch_at(slot)
+                if due < (inf if wake is None else wake):
+                    wake = due
         return wake
 
     def n_active(self) -> int:
@@ -135,12 +159,67 @@ class SlotCrew:
             self._table.effects.append(StopSlot(slot.number))
 
     def look(self, now: float) -> None:
-        """Ask for results that slots may be keeping to themselves."""
+        """Ask for results that slots may be keeping to themselves, and for the end of rows that
+        have run too long or are not wanted."""
         for slot in self.slots.values():
             if len(slot.sent) > 1 and now >= slot.peek_at:
                 slot.peek_pause = min(2 * slot.peek_pause, MAX_PEEK_PAUSE_S)
                 slot.peek_at = now + slot.peek_pause
                 self._table.effects.append(PeekSlot(slot.number))
+            if (slot.doomed is not None or self.has_limits) and now >= self._watch_at(slot):
+                self._watch(slot, now)
+
+    # --- rows that must end -------------------------------------------------------------------
+
+    def doom(self, slot: SlotRecord, verdict: tuple[int, str] | None, now: float) -> None:
+        """The slot's first row has to end, and the slot with it: nothing else ends what runs.
+
+        The rows behind it are taken back first, so whatever the slot does until it dies, no row
+        but this one can run in it; and nothing is sent to it until it is known to be rid of it.
+        """
+        if not self.can_kill or slot.doomed is not None:
+            return
+        slot.doomed = slot.sent[0]
+        slot.verdict = verdict
+        slot.kill_at, slot.kill_pause = now, KILL_AGAIN_S
+        if len(slot.sent) > 1:
+            self.take_back(slot, len(slot.sent) - 1)
+
+    def spared(self, slot: SlotRecord) -> None:
+        """Rows have ended: if one of them was to be killed, the slot lives on."""
+        if not any(entry is slot.doomed for entry in slot.sent):
+            slot.doomed = slot.verdict = None
+
+    def row_age(self, number: int, id_: int, age_s: float | None, now: float) -> None:
+        """The answer to an AgeOfRow; None: it does not run."""
+        slot = self.slots[number]
+        if not slot.sent or slot.sent[0][0] != id_ or len(slot.sent[0]) < 5:
+            return
+        limit_s = slot.sent[0][4].limit_s
+        if age_s is not None and limit_s and age_s >= limit_s:
+            self.doom(slot, (LATE, f"it ran longer than its limit of {limit_s:g} s"), now)
+        slot.check_at = now + max(limit_s - (age_s or 0.0), KILL_AGAIN_S)
+
+    def _watch_at(self, slot: SlotRecord) -> float:
+        """When to look after its first row again, infinity for never."""
+        if slot.doomed is not None:
+            return slot.kill_at
+        if slot.sent and self.can_kill:
+            first = slot.sent[0]
+            if len(first) > 4 and first[4].limit_s:
+                limit_s: float = first[4].limit_s
+                return max(slot.quiet_since + limit_s, slot.check_at)
+        return inf
+
+    def _watch(self, slot: SlotRecord, now: float) -> None:
+        if slot.doomed is None:
+            slot.check_at = now + KILL_AGAIN_S
+            self._table.effects.append(AgeOfRow(slot.number, slot.sent[0][0]))
+            return
+        slot.kill_at = now + slot.kill_pause
+        slot.kill_pause = min(2 * slot.kill_pause, MAX_KILL_PAUSE_S)
+        why = slot.verdict[1] if slot.verdict is not None else "it was cancelled"
+        self._table.effects.append(KillRow(slot.number, slot.doomed[0], why))
 
     # --- rows into slots ----------------------------------------------------------------------
 
@@ -279,8 +358,15 @@ class SlotCrew:
             self.put_back(slot, back)
         # A slot that gave less than it has begins the row after: nothing more can be had.
         slot.bare = True
-        if self._table.recalled:
-            self._table.recalled.difference_update([entry[0] for entry in slot.sent])
+        table = self._table
+        if table.recalled:
+            table.recalled.difference_update([entry[0] for entry in slot.sent])
+        if table.dropped and slot.doomed is None and self.can_kill:
+            # Of what is left the last one runs; those before it have ended, and are to be reported.
+            last = slot.sent[-1] if slot.sent else None
+            if last is not None and (last[0], last[1]) in table.dropped:
+                slot.doomed, slot.verdict = last, None
+                slot.kill_at, slot.kill_pause = 0.0, KILL_AGAIN_S
 
     def put_back(self, slot: SlotRecord, entries: list[Entry]) -> None:
         """Entries that a slot will not run, last one first, are in line again, in front."""
@@ -292,6 +378,8 @@ class SlotCrew:
             if table.rows.get(id_) is not entry:
                 if id_ not in table.rows:  # else it is another attempt that was recalled
                     table.recalled.discard(id_)
+                if table.was_dropped(entry):
+                    table.hand_back(entry)
                 continue
             if len(entry) > 4:
                 entry[4].sent = False

@@ -30,6 +30,9 @@ class RowTable:
         self.held: dict[int, int] = {}
         """Values in the store, with their sizes."""
         self.fetching: set[int] = set()
+        self.dropped: set[tuple[int, int]] = set()
+        """(id, attempt) of rows that were dropped while they were in a slot. The broker hears of
+        the end of each: it keeps what they occupy until then."""
         self.recalled: set[int] = set()
         self.returned: tuple[list[int], list[int]] = ([], [])
         """Ids and attempts of rows that go back to the broker at the end of this turn."""
@@ -70,6 +73,13 @@ class RowTable:
         """Tell the broker that this attempt will not run."""
         self.returned[0].append(row[0])
         self.returned[1].append(row[1])
+
+    def was_dropped(self, entry: Entry) -> bool:
+        """Whether a row that is in a slot no more was dropped there; that is then forgotten."""
+        if not self.dropped or (entry[0], entry[1]) not in self.dropped:
+            return False
+        self.dropped.discard((entry[0], entry[1]))
+        return True
 
     def give_back(self, entry: Entry) -> None:
         """The broker gets a row back that has not begun, unless that vanished with another."""

@@ -231,6 +231,26 @@ class TaskTable:
             worker.occupy(task.options.resources, -1)
             task.worker = None
 
+    def abandon(self, task: TaskRecord) -> None:
+        """An assigned task is not wanted any more: its worker is to end it. What it occupies is
+        only free when it has ended: two tasks must not share a device because one is dying."""
+        worker = task.worker
+        assert worker is not None
+        resources = task.options.resources
+        if resources:
+            worker.ending[task.id, task.attempt] = resources
+            worker.occupy(resources, 1)
+        self.leave_worker(task)
+        worker.drops.append(task.id)
+        self.dirty_workers[worker] = None
+
+    def really_ended(self, worker: WorkerRecord, id_: int, attempt: int) -> None:
+        """A worker tells of the end of an attempt that it was told to drop."""
+        resources = worker.ending.pop((id_, attempt), None)
+        if resources is not None:
+            worker.occupy(resources, -1)
+            self.must_place = True
+
     def fail(self, task: TaskRecord, status: int, payload: bytes) -> None:
         """A task ends without a value, and with it every task that waits for it."""
         stack = [task]
@@ -239,11 +259,7 @@ class TaskTable:
             if failed.state == FAILED:
                 continue
             if failed.state == ASSIGNED:
-                worker = failed.worker
-                assert worker is not None
-                self.leave_worker(failed)
-                worker.drops.append(failed.id)
-                self.dirty_workers[worker] = None
+                self.abandon(failed)
             failed.state = FAILED
             failed.status = status
             failed.value = payload
@@ -322,11 +338,7 @@ class TaskTable:
             if state == DONE:
                 task.state = RELEASED
             elif state == ASSIGNED:
-                worker = task.worker
-                assert worker is not None
-                self.leave_worker(task)
-                worker.drops.append(task.id)
-                self.dirty_workers[worker] = None
+                self.abandon(task)
             if state in UNFINISHED:
                 # Its inputs count it as a dependent until now, and by lineage from now on.
                 task.state = RELEASED

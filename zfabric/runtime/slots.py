@@ -89,6 +89,23 @@ class Slots:
         process = self._processes.get(number)
         return process.pid if process else 0
 
+    def kill(self, number: int) -> None:
+        """End a slot that is a process, and all that its tasks have started."""
+        process = self._processes.get(number)
+        if process is not None:
+            _kill_group(process.pid)
+
+    def exit_fd(self, number: int) -> int:
+        """A descriptor that becomes readable when the slot's process ends; -1 for a thread. The
+        slot's socket does not always tell: what a task forked may hold it open."""
+        process = self._processes.get(number)
+        if process is None:
+            return -1
+        try:
+            return os.pidfd_open(process.pid)
+        except OSError:  # an old kernel, or no descriptors left: the socket has to do
+            return -1
+
     def bury(self, number: int) -> str:
         """A slot has closed its socket: how it died, in a sentence. Its link is closed."""
         link = self.links.pop(number)

@@ -28,11 +28,13 @@ from zfabric.core.explain import explain
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
+    AgeOfRow,
     Effect,
     FetchValue,
     ForgetFunctions,
     FreeValues,
     KeepValue,
+    KillRow,
     PeekSlot,
     SendRows,
     StartSlot,
@@ -122,9 +124,11 @@ class Worker:
         self._epoll = select.epoll()
         self._slots = Slots(kind)
         self._slot_by_fd: dict[int, int] = {}
+        self._exit_fds: dict[int, int] = {}
+        """By slot number; see Slots.exit_fd."""
         self._events: list[tuple[int, int]] = []
         self._store = Store()
-        self._machine = Supervisor(n_slots, settings=settings, now=now)
+        self._machine = self._new_machine(now, now)
         self._session: Session | DirectSession = direct or Session(
             new_token(), settings=settings, now=now
         )
@@ -163,6 +167,15 @@ class Worker:
             self._poller.add(self._channel)
             for fd in stop.fds:
                 self._poller.add(fd)
+
+    def _new_machine(self, now: float, start_at: float) -> Supervisor:
+        return Supervisor(
+            self._n_slots,
+            settings=self._settings,
+            now=now,
+            start_at=start_at,
+            can_kill=self._kind == "process",
+        )
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -398,9 +411,7 @@ class Worker:
         self._fetch_at = None
         self._store.clear()
         # Where a whole fabric stops, our own end is on its way: no slots for so short a time.
-        self._machine = Supervisor(
-            self._n_slots, settings=self._settings, now=now, start_at=now + START_OVER_S
-        )
+        self._machine = self._new_machine(now, now + START_OVER_S)
         self._started = self._tick_at = now
         self._said_no_answer = False
 
@@ -510,6 +521,10 @@ class Worker:
             self._machine.taken_back(effect.slot, taken)
         elif isinstance(effect, PeekSlot):
             self._peek(effect.slot, now)
+        elif isinstance(effect, KillRow):
+            self._kill_row(effect, now)
+        elif isinstance(effect, AgeOfRow):
+            self._tell_age(effect, now)
         elif isinstance(effect, FetchValue):
             self._fetch(effect, now)
         elif isinstance(effect, ForgetFunctions):
@@ -531,43 +546,82 @@ class Worker:
             return
         self._slot_by_fd[link.fd] = number
         self._epoll.register(link.fd, select.EPOLLIN)
+        exit_fd = self._slots.exit_fd(number)
+        if exit_fd >= 0:
+            self._exit_fds[number] = exit_fd
+            self._slot_by_fd[exit_fd] = number
+            self._epoll.register(exit_fd, select.EPOLLIN)
         link.send_config(self._address, self._name, self._inline_limit)
 
     def _unwatch(self, number: int) -> None:
         fd = self._slots.links[number].fd
         self._epoll.unregister(fd)
         del self._slot_by_fd[fd]
+        exit_fd = self._exit_fds.pop(number, -1)
+        if exit_fd >= 0:
+            self._epoll.unregister(exit_fd)
+            del self._slot_by_fd[exit_fd]
+            os.close(exit_fd)
 
     def _read_slots(self, now: float) -> None:
-        machine = self._machine
         ready, self._events = self._events or self._epoll.poll(0), []
         for fd, events in ready:
-            number = self._slot_by_fd[fd]
+            number = self._slot_by_fd.get(fd, 0)
+            if not number:
+                continue  # it was buried a moment ago, in this very loop
             link = self._slots.links[number]
             if events & select.EPOLLOUT:
                 link.send_more()
                 if not link.has_unsent:
                     self._epoll.modify(fd, select.EPOLLIN)
-            try:
-                report = link.read()
-            except SLOT_ERRORS as exc:
-                self._bury(number, now, exc, blame=True)
-                continue
-            for event in report.events:
-                if not isinstance(event, int):
-                    machine.slot_done(number, *event[:3], now, event.ids)
-                elif event == p.READY:
-                    machine.slot_started(number, now)
-                elif event == p.RESET_DONE:
-                    machine.slot_reset(number)
-                elif event == p.BLOCKED:
-                    if not self._peek(number, now):
-                        break
-                    machine.slot_blocked(number)
-                elif event == p.UNBLOCKED:
-                    machine.slot_unblocked(number)
-            if report.closed and number in self._slots.links:
+            has_ended = fd != link.fd
+            while self._read_slot(number, now) and has_ended:
+                pass  # all that it said before its end
+            if has_ended and number in self._slots.links:
                 self._bury(number, now)
+
+    def _read_slot(self, number: int, now: float) -> bool:
+        """Take in what one slot says. False: there is nothing more for now, or no slot."""
+        machine, link = self._machine, self._slots.links[number]
+        try:
+            report = link.read()
+        except SLOT_ERRORS as exc:
+            self._bury(number, now, exc, blame=True)
+            return False
+        for event in report.events:
+            if not isinstance(event, int):
+                machine.slot_done(number, *event[:3], now, event.ids)
+            elif event == p.READY:
+                machine.slot_started(number, now)
+            elif event == p.RESET_DONE:
+                machine.slot_reset(number)
+            elif event == p.BLOCKED:
+                if not self._peek(number, now):
+                    return False
+                machine.slot_blocked(number)
+            elif event == p.UNBLOCKED:
+                machine.slot_unblocked(number)
+        if report.closed and number in self._slots.links:
+            self._bury(number, now)
+        return bool(report.events) and not report.closed
+
+    def _kill_row(self, effect: KillRow, now: float) -> None:
+        number = effect.slot
+        if self._peek(number, now) and self._runs(number, effect.id):
+            log.info("slot %d is killed for task %x: %s", number, effect.id, effect.why)
+            self._slots.kill(number)
+
+    def _tell_age(self, effect: AgeOfRow, now: float) -> None:
+        number, age = effect.slot, None
+        if not self._peek(number, now):
+            return
+        if self._runs(number, effect.id):
+            age = (monotonic_ns() - self._slots.links[number].started_ns()) * 1e-9
+        self._machine.row_age(number, effect.id, age, now)
+
+    def _runs(self, number: int, id_: int) -> bool:
+        """Whether that row runs in a slot, of which everything finished was taken in just now."""
+        return self._slots.links[number].is_running() and self._machine.first_row(number) == id_
 
     def _peek(self, number: int, now: float) -> bool:
         """Take in what a slot has finished and not told. False: it was given up."""
@@ -599,7 +653,9 @@ class Worker:
         text = self._slots.bury(number)
         if error is not None:
             text = f"slot {number} was given up: {error or repr(error)}; {text}"
-        log.warning("%s", text)
+        task = self._machine.running_in(number) if running else ""
+        level = logging.INFO if self._machine.is_doomed(number) else logging.WARNING
+        log.log(level, "%s%s", text, f" ({task})" if task else "")
         self._machine.slot_died(number, text, running, now)
 
 

@@ -170,9 +170,11 @@ class Bench:
         payload = nbytes.to_bytes(8, "little")
         return self.ended(*numbers, worker=worker, status=m.STORED, payload=payload)
 
-    def returned(self, *numbers: int, worker: int = 101, credit: int = 2) -> Said:
+    def returned(
+        self, *numbers: int, worker: int = 101, credit: int = 2, attempt: int | None = None
+    ) -> Said:
         rows = [_id(n, 1) for n in numbers]
-        attempts = [self.scheduler.tasks[row].attempt for row in rows]
+        attempts = [attempt or self.scheduler.tasks[row].attempt for row in rows]
         return self.say(worker, m.Returned(rows, attempts, credit))
 
     # --- looking ------------------------------------------------------------------------------

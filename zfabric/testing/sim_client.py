@@ -93,6 +93,8 @@ class SimClient(Node):
         """Questions that the broker has not answered: how many tasks each was about."""
         self._requests = 0
         self._salt = 0
+        self._not_again: set[int] = set()
+        """Tasks that would never end."""
         self._begin(agenda.now)
         self.wake(agenda.now)
 
@@ -330,6 +332,21 @@ class SimClient(Node):
         self.call(seconds=self.agenda.rng.choice([0.5, 2.0]))
         self._map()
 
+    def _endless(self) -> None:
+        """Only cancelling it ends it, or letting go of it: the fabric has to kill."""
+        options = self.agenda.rng.choice([None, m.TaskOptions(resources={"GPU": 1})])
+        call = self.call(seconds=1e6, options=options)
+        call.may = call.may | {m.CANCELLED}
+        self._not_again.add(call.outcome.id)
+        session = self.session
+
+        def end() -> None:
+            if self.alive and session is self.session and call in self.calls:
+                self.submitter.cancel([call.outcome])
+                self.wake(self.agenda.now)
+
+        self.agenda.at(self.agenda.now + self.agenda.rng.choice([0.0, 0.01, 1.0]), end)
+
     def _release(self) -> None:
         for call in self._some(8):
             self.drop(call)
@@ -346,7 +363,11 @@ class SimClient(Node):
         self.submitter.cancel([call.outcome for call in cancelled])
 
     def _retry(self) -> None:
-        failed = [call for call in self.calls if call.outcome.status in FAILED]
+        failed = [
+            call
+            for call in self.calls
+            if call.outcome.status in FAILED and call.outcome.id not in self._not_again
+        ]
         self.submitter.retry([call.outcome for call in failed], FAILED)
         causes = {cause for call in self.calls for cause in ancestors(call)}
         for call in failed:

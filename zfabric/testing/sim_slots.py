@@ -163,6 +163,10 @@ class SimSlot:
         """Whether it was in the middle of a row when it died."""
         return self._running is not None
 
+    def age_s(self, now: float) -> float | None:
+        """For how long its row has run; None: it has none."""
+        return None if self._running is None else now - self._running.begin
+
     # --- its own life -------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:

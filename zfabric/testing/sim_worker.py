@@ -12,10 +12,12 @@ from zfabric.core.explain import explain
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
+    AgeOfRow,
     FetchValue,
     ForgetFunctions,
     FreeValues,
     KeepValue,
+    KillRow,
     PeekSlot,
     SendRows,
     StartSlot,
@@ -230,6 +232,9 @@ class SimWorker(Node):
         if slot.is_settled(now):
             self.machine.slot_settled(number)
 
+    def _runs(self, number: int, id_: int) -> bool:
+        return self.slots[number].is_running and self.machine.first_row(number) == id_
+
     def _act(self, now: float) -> None:
         for _ in range(1000):
             effects = self.machine.effects(now)
@@ -254,6 +259,16 @@ class SimWorker(Node):
             self.machine.taken_back(effect.slot, taken)
         elif kind is PeekSlot:
             self._peek(effect.slot, now)
+        elif kind is KillRow:
+            self._peek(effect.slot, now)
+            if self._runs(effect.slot, effect.id):
+                self.slots[effect.slot].kill(now)
+        elif kind is AgeOfRow:
+            self._peek(effect.slot, now)
+            age = self.slots[effect.slot].age_s(now)
+            if not self._runs(effect.slot, effect.id):
+                age = None
+            self.machine.row_age(effect.slot, effect.id, age, now)
         elif kind is FetchValue:
             delay = self.agenda.rng.choice([0.001, 0.02, 0.3])
             self._ended.append((now + delay, self.machine, effect))

@@ -34,8 +34,8 @@ from zfabric.testing.sim_net import NEVER, Agenda, Listener, Node
 from zfabric.testing.sim_worker import SimWorker
 
 HABITS = (
-    "map chain tree fan_in fan_out mixed raises flaky dies blocks options long release cancel "
-    "retry scatter fetch"
+    "map chain tree fan_in fan_out mixed raises flaky dies blocks options long endless release "
+    "cancel retry scatter fetch"
 ).split()
 
 FAULTS = "cut slow_cut kill_worker stop_worker kill_client stop_client stop_broker restart".split()
