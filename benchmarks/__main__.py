@@ -6,6 +6,7 @@ import importlib
 import sys
 
 SUBJECTS = {
+    "sampler": "does compression by the measured link choose right? throttled links, real data",
     "tasks": "what a task costs: throughput, latency, chains, trees, start-up, broker memory",
 }
 

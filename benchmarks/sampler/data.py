@@ -1,0 +1,56 @@
+"""The kinds of data that cross a link, made where the task runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS = ("zeros", "arange", "smooth", "sparse", "text", "random", "compressed", "mixed")
+
+WORDS = (
+    "the of and a to in is that it was for on are as with his they at be this from have or by "
+    "one had not but what all were when we there can an your which their said if do will each "
+    "about how up out them then she many some so these would other into has more her two like"
+).split()
+
+
+def make(kind: str, nbytes: int, seed: int) -> Any:
+    """About `nbytes` bytes of one kind: an array, or bytes. Different for each seed."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    n = nbytes // 8
+    if kind == "zeros":
+        return np.zeros(n)
+    if kind == "arange":
+        return np.arange(seed, seed + n, dtype="f8")
+    if kind == "smooth":
+        return _stack(rng, n)
+    if kind == "sparse":
+        array = np.zeros(n)
+        array[rng.integers(0, n, n // 20)] = rng.random(n // 20)
+        return array
+    if kind == "text":
+        words = rng.choice(np.array(WORDS), nbytes // 5)
+        return " ".join(words.tolist()).encode()[:nbytes]
+    if kind == "random":
+        return rng.bytes(nbytes)
+    if kind == "compressed":
+        import zlib
+
+        block = zlib.compress(" ".join(rng.choice(np.array(WORDS), 200_000).tolist()).encode(), 6)
+        return (block * (nbytes // len(block) + 1))[:nbytes]
+    array = np.zeros(n)
+    array[n // 4 :] = np.frombuffer(rng.bytes(8 * (n - n // 4)), "f8")
+    return array
+
+
+def _stack(rng: Any, n: int) -> Any:
+    """Images of smooth intensities as a detector counts them (12 bits), stored as f8."""
+    import numpy as np
+
+    x = np.linspace(0, 6, 256)
+    image = 2000 + 900 * np.sin(x)[:, None] * np.cos(0.7 * x)[None, :]
+    frames = -(-n // image.size)
+    drift = 1 + 0.1 * np.sin(np.arange(frames) / 7 + rng.random())
+    stack = np.rint(image[None] * drift[:, None, None])
+    return stack.reshape(-1)[:n].copy()
