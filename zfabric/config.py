@@ -83,6 +83,9 @@ class Settings:
     max_rows: int = 4096
     """Rows that a worker holds at most, whatever their duration."""
 
+    sessions_per_key: int = 4096
+    """Sessions that may be open with one key: all workers that share a join line count."""
+
     no_worker_warning_s: float = 3.0
     """Seconds after which a waiting client says that there are no workers."""
 

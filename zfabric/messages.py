@@ -8,7 +8,7 @@ lengths. What few rows need (dependencies, options) is sparse: a list of (row in
 
     client -> broker   Submit Release Cancel Retry Register Ask
     broker -> client   Results Answer
-    broker -> worker   Run Recall Drop Give Free Forget Explain
+    broker -> worker   Run Recall Drop Give Free Forget Explain Admit
     worker -> broker   Done Returned Missing Holds Explained
     both ways          Hello Welcome Refuse Beat Nack Bye Relay
     data channels      Fetch Chunk Put PutDone NotHere
@@ -275,6 +275,13 @@ class Forget(NamedTuple):
     fns: Sequence[int]
 
 
+class Admit(NamedTuple):
+    """broker -> worker: these public keys (32 bytes each), and no others, may fetch and put values
+    where you serve them. Follows the Welcome where a fabric has keys, and each change of them."""
+
+    keys: Sequence[bytes]
+
+
 class Done(NamedTuple):
     """worker -> broker: these attempts ended."""
 
@@ -409,6 +416,7 @@ Message = (
     | Give
     | Free
     | Forget
+    | Admit
     | Done
     | Returned
     | Missing

@@ -78,7 +78,8 @@ def test_header() -> None:
 
 
 def test_refusals() -> None:
-    source = (ROOT / "zfabric" / "core" / "broker.py").read_text()
+    core = ROOT / "zfabric" / "core"
+    source = (core / "broker.py").read_text() + (core / "admission.py").read_text()
     used = set(re.findall(r'm\.Refuse\(\s*"(\w+)"', source))
     assert {row[0] for row in table("code")} == used
     assert broker.MAX_SESSION

@@ -47,6 +47,12 @@ def merged(several: tuple[dict[str, float], ...]) -> dict[str, float]:
     return {name: amount for amounts in several for name, amount in amounts.items()}
 
 
+def joining(address: str) -> str:
+    """The address as given, or the line on stdin for `-`: a secret there is in no list of
+    processes."""
+    return sys.stdin.readline().strip() if address == "-" else address
+
+
 def start_logging(level: str) -> None:
     """Logs lines with time, level and text to stderr, from zfabric only."""
     handler = logging.StreamHandler()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from zfabric.cli.options import say
+from zfabric.cli.options import joining, say
 
 
 @click.command(short_help="Show a fabric's workers and tasks.")
@@ -22,7 +22,8 @@ def status(address: str, as_json: bool) -> None:
     """
     from zfabric.client import Client
 
-    with Client(address) as client:
+    with Client(joining(address)) as client:
+        address = client.address
         info = client.info()
     if as_json:
         import json

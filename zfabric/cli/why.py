@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zfabric.cli.options import say
+from zfabric.cli.options import joining, say
 
 
 @click.command(short_help="Say what a task waits for.")
@@ -21,7 +21,8 @@ def why(key: str, address: str) -> None:
     from zfabric.client import Client
     from zfabric.errors import ZFabricError
 
-    with Client(address) as client:
+    with Client(joining(address)) as client:
+        address = client.address
         stories = client.why(key)
     if not stories:
         raise ZFabricError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zfabric.cli.options import Resources, log_level, merged, start_logging
+from zfabric.cli.options import Resources, joining, log_level, merged, start_logging
 
 
 @click.command(short_help="Start a worker for a broker.")
@@ -47,16 +47,19 @@ def worker(
 ) -> None:
     """Start a worker that serves the broker at ADDRESS; Ctrl-C or SIGTERM ends it.
 
+    ADDRESS is the broker's, or the path of a join file, or - to read a join line from stdin.
+
     \b
     zfabric worker tcp://127.0.0.1:8787
     zfabric worker tcp://10.0.0.1:8787 -n 8 --resources GPU=2 --name gpu-1
+    zfabric worker ~/.zfabric/keys/worker.join
     """
     from zfabric.runtime.worker import serve
 
     start_logging(log_level)
     raise SystemExit(
         serve(
-            address,
+            joining(address),
             slots=slots,
             kind="thread" if threads else "process",
             name=name,

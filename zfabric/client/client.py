@@ -46,8 +46,9 @@ POLL_S = 0.02
 class Client:
     """A connection with a fabric: submits calls, gives futures.
 
-    address: of the broker, or a LocalFabric. Without one: ZFABRIC_ADDRESS; inside a task, the
-        fabric that runs it; else a LocalFabric is started, owned, and closed with the client.
+    address: of the broker, or the path of a join file, or a LocalFabric. Without one:
+        ZFABRIC_ADDRESS; inside a task, the fabric that runs it; else a LocalFabric is started,
+        owned, and closed with the client.
     n_workers, slots, kind: of that LocalFabric. slots: per worker, None for one per core.
         kind: "process" or "thread". processes=False is short for kind="thread".
     name: what the broker's logs call it.
@@ -82,7 +83,7 @@ class Client:
         self.address: str = fabric.address
         self.name = name or f"client-{os.getpid()}"
         self._lock = threading.RLock()
-        self._io = IoThread(self.address, self.name, fabric.depth, self._settings)
+        self._io = IoThread(self.address, self.name, fabric.depth, self._settings, fabric.join)
         if self._fabric is not None:
             self._io.broker_ended = self._fabric.broker_ended
         self._submitter = self._io.submitter

@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 from zfabric.client import misuse
 from zfabric.client.waiting import slot_context
 from zfabric.errors import ConfigError
+from zfabric.keys import Join, resolve
 
 KINDS = ("process", "thread")
 
 
 class Found(NamedTuple):
-    """address: of the broker.  depth: 1 inside a task, else 0.  owned: a fabric to close."""
+    """address: of the broker.  depth: 1 inside a task, else 0.  owned: a fabric to close.
+    join: keys for it."""
 
     address: str
     depth: int
     owned: Any
+    join: Join | None = None
 
 
 def find_fabric(
@@ -47,7 +50,8 @@ def find_fabric(
             raise ConfigError(
                 f"address={address!r}: it is a text such as tcp://host:8787, or a LocalFabric"
             )
-        return Found(text, depth, None)
+        text, join = resolve(text)
+        return Found(text, depth, None, join)
     if processes is not None:
         wanted = "process" if processes else "thread"
         if kind is not None and kind != wanted:

@@ -33,6 +33,7 @@ from zfabric.errors import (
     TransportError,
     ZFabricError,
 )
+from zfabric.keys import Join
 from zfabric.messages import (
     CLIENT,
     Answer,
@@ -46,10 +47,10 @@ from zfabric.messages import (
     Results,
     Welcome,
 )
+from zfabric.runtime.dialling import dial_broker
 from zfabric.runtime.fetch import Fetcher
-from zfabric.transport.contract import Channel, Poller
+from zfabric.transport.contract import REFUSED_KEY, Channel, Poller
 from zfabric.transport.locality import is_same_host
-from zfabric.transport.registry import connect
 from zfabric.wire.header import decode_header
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,15 @@ CLOSED_TEXT = "the client was closed before this task ended"
 class IoThread:
     """A client's link with its broker: the machine, the session, the channel and the thread.
 
-    address: the broker's.  depth: 0, or 1 for a client made inside a task.
+    address: the broker's.  join: keys for it.  depth: 0, or 1 for a client made inside a task.
     sleeping: whether the thread would not notice new rows without `wake`.
     """
 
-    def __init__(self, address: str, name: str, depth: int, settings: Settings) -> None:
+    def __init__(
+        self, address: str, name: str, depth: int, settings: Settings, join: Join | None = None
+    ) -> None:
         self.address = address
+        self._join = join
         self.name = name
         self.settings = settings
         self.submitter = Submitter(settings)
@@ -137,7 +141,9 @@ class IoThread:
             raise self._error
         if not welcomed:
             self.close()
-            raise ConnectFailed(self.address, timeout_s)
+            trouble = self._channel.trouble if self._channel is not None else ""
+            text = trouble and f"cannot join the broker at {self.address}: {trouble}"
+            raise ConnectFailed(self.address, timeout_s, text)
 
     def wake(self) -> None:
         """Let the thread notice what was queued."""
@@ -233,13 +239,14 @@ class IoThread:
 
     def _run(self) -> None:
         try:
-            self._channel = connect(self.address, max_frame=self.settings.max_frame)
+            self._channel = dial_broker(self.address, self._join, self.settings)
             self._poller = Poller()
             self._poller.add(self._channel)
             self._poller.add(self._wake_fd)
             self.fetcher = Fetcher(
                 self._poller,
                 self._post_relay,
+                own=self._join and self._join.own,
                 settings=self.settings,
                 relay_is_local=is_same_host(self.address),
             )
@@ -382,6 +389,8 @@ class IoThread:
         self._session.post(Relay(peer, tuple(frames)))
 
     def _say_hello(self, now: float) -> float:
+        if self._channel is not None and self._channel.trouble == REFUSED_KEY:
+            raise Refused("key", f"the broker at {self.address} turned us down: {REFUSED_KEY}")
         if now >= self._hello_at:
             if not self._session.has_unsent:
                 self._session.post(hello(self.name, self._depth))

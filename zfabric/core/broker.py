@@ -23,6 +23,7 @@ from msgpack import packb
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
+from zfabric.core.admission import REVOKED, Admission
 from zfabric.core.direct import DirectSession
 from zfabric.core.outbound import Outgoing
 from zfabric.core.placement import WorkerRecord
@@ -49,7 +50,7 @@ beat."""
 class SessionRecord:
     """What the broker knows of one session."""
 
-    __slots__ = ("gone_at", "hello", "name", "number", "peer", "peers", "session")
+    __slots__ = ("gone_at", "hello", "name", "number", "peer", "peers", "session", "user")
 
     def __init__(
         self, number: int, name: str, hello: m.Hello, session: Session | DirectSession
@@ -63,6 +64,8 @@ class SessionRecord:
         self.peers: list[Peer] = []
         """The connections that it was heard on and that are not known to be broken."""
         self.gone_at: float | None = None
+        self.user = ""
+        """Whose key it was opened with; "" where there are no keys."""
 
     @property
     def direct(self) -> bool:
@@ -83,8 +86,10 @@ class BrokerMachine:
         settings: Settings = DEFAULTS,
         now: float,
         first_number: int = 1,
+        admission: Admission | None = None,
     ) -> None:
         """epoch: of this incarnation, random.  first_number: of its sessions.
+        admission: who may hold which session; None: everybody, as there are no keys.
 
         As ids of tasks and values are made from session numbers, those of two incarnations should
         differ: a client that has not noticed a restart may still put a value into a worker's store,
@@ -95,6 +100,7 @@ class BrokerMachine:
         self.version = version
         self.python = python
         self.settings = settings
+        self.admission = admission
         self.scheduler = Scheduler(settings, now)
         self._questions = Questions(self.scheduler)
         self.sessions: dict[int, SessionRecord] = {}
@@ -136,6 +142,8 @@ class BrokerMachine:
                 self._refuse_unknown(peer, header.token, now)
             return
         if record.peer != peer:
+            if not self._is_owner(record, peer):
+                return
             self._heard_on(record, peer)
         try:
             if not record.session.receive(header, message, now):
@@ -241,6 +249,22 @@ class BrokerMachine:
                 record.session.post(message)
                 self.dirty[record] = None
 
+    def admit(self, users: frozenset[str], keys: Sequence[bytes], now: float) -> None:
+        """From now on the keys of these users are admitted, and no others: theirs are the only
+        sessions that go on. Workers hear of it for their data doors."""
+        admission = self.admission
+        assert admission is not None
+        if not admission.admit(users, keys):
+            return
+        for record in list(self.sessions.values()):
+            if record.user and record.user not in users:
+                if record.peer is not None:
+                    self._reply(record.peer, record.session.token, m.Refuse("key", REVOKED))
+                self._end(record, "its key was revoked", now)
+            elif record.hello.role == m.WORKER:
+                record.session.post(m.Admit(admission.keys))
+                self.dirty[record] = None
+
     def close(self, text: str = "the broker was stopped") -> None:
         """Tell everybody that this broker ends."""
         for record in self.sessions.values():
@@ -271,10 +295,16 @@ class BrokerMachine:
         record = self.sessions.get(header.token)
         if record is not None:  # our Welcome was lost, or is on its way
             if record.peer != peer:
+                if not self._is_owner(record, peer):
+                    return
                 self._heard_on(record, peer)
             self._welcome(record)
             return
+        admission = self.admission
+        user = "" if admission is None else admission.identify(peer)
         refusal = self._why_not(header, hello)
+        if admission is not None:  # the key first: whoever has none is told nothing else
+            refusal = admission.why_not(user, hello.role) or refusal
         if refusal is not None:
             self.counts[f"refused:{refusal.code}"] += 1
             text = f"refused {hello.role} {hello.name!r} ({refusal.code}): {refusal.text}"
@@ -283,6 +313,11 @@ class BrokerMachine:
             return
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
         record = self._add(hello, session, now)
+        if admission is not None:
+            record.user = user
+            admission.opened(user)
+            if hello.role == m.WORKER:
+                session.post(m.Admit(admission.keys))
         self._heard_on(record, peer)
         self._welcome(record)
 
@@ -340,6 +375,13 @@ class BrokerMachine:
         )
         self.dirty[record] = None
 
+    def _is_owner(self, record: SessionRecord, peer: Peer) -> bool:
+        """Whether a connection came in with the key that opened the session."""
+        if self.admission is None or self.admission.identify(peer) == record.user:
+            return True
+        self.counts["bad:other-key"] += 1
+        return False
+
     def _heard_on(self, record: SessionRecord, peer: Peer) -> None:
         """A session speaks by another connection than it is spoken to.
 
@@ -366,6 +408,8 @@ class BrokerMachine:
             return
         del self.by_number[record.number]
         self._names.discard(record.name)
+        if self.admission is not None and record.user:
+            self.admission.ended(record.user)
         self.dirty.pop(record, None)
         for peer in record.peers:
             if self.routes.get(peer) is record:

@@ -78,10 +78,20 @@ class KeyRing:
             raise ConfigError(f"there is no key named {name!r} in {self.directory}")
         return _member(self._path(name))
 
-    def members(self) -> list[Member]:
-        """All that are admitted, by name. Raises ConfigError for a file that will not do: a
-        broker that skipped it would admit fewer than its owner believes."""
-        return [_member(path) for path in self._paths()]
+    def members(self, broken: list[str] | None = None) -> list[Member]:
+        """All that are admitted, by name.
+
+        broken: gets a text for each file that will not do; without it, that raises ConfigError.
+        """
+        found = []
+        for path in self._paths():
+            try:
+                found.append(_member(path))
+            except ConfigError as exc:
+                if broken is None:
+                    raise
+                broken.append(str(exc))
+        return found
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Changes whenever a key comes, goes or changes. Raises OSError."""

@@ -110,8 +110,10 @@ def check_exposure(address: str, insecure: bool) -> None:
     if not insecure:
         raise InsecureBind(
             f"{address} can be reached from other machines, and whoever reaches it could run any "
-            "code here. Listen on tcp://127.0.0.1:8787 and reach it through `ssh -L`, or, in a "
-            "network where you trust every machine and user, type:\n"
+            "code here. Make keys, which it then takes by itself:\n"
+            "  zfabric keys init\n"
+            "or listen on tcp://127.0.0.1:8787 and reach it through `ssh -L`; or, in a network"
+            " where you trust every machine and user, type:\n"
             f"  zfabric broker --listen {address} --insecure"
         )
     log.warning(

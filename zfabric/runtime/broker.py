@@ -19,10 +19,13 @@ from time import monotonic
 
 from zfabric import __version__
 from zfabric.config import Settings
+from zfabric.core.admission import Admission
 from zfabric.core.broker import BrokerMachine, SessionRecord
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
 from zfabric.ids import MAX_SESSION
+from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
+from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.transport import Listener, Poller
 
@@ -39,7 +42,12 @@ class BrokerLoop:
     """Receive, decide, send, until asked to stop."""
 
     def __init__(
-        self, listener: Listener, machine: BrokerMachine, stop: StopRequest, poller: Poller
+        self,
+        listener: Listener,
+        machine: BrokerMachine,
+        stop: StopRequest,
+        poller: Poller,
+        guard: BrokerGuard | None = None,
     ) -> None:
         self.listener = listener
         self.machine = machine
@@ -48,6 +56,7 @@ class BrokerLoop:
         self._tick_at = 0.0
         self._full = False
         self._poller = poller
+        self._guard = guard
         poller.add(listener)
         for fd in stop.fds:
             poller.add(fd)
@@ -76,6 +85,9 @@ class BrokerLoop:
         self._drain_listener(now)
         if now >= self._tick_at:
             self._tick_at = self.machine.tick(now)
+            if self._guard is not None:
+                self._guard.look(now)
+                self._tick_at = min(self._tick_at, now + LOOK_S)
 
     def close(self) -> None:
         """Tell everybody."""
@@ -115,6 +127,8 @@ class BrokerLoop:
                 except TransportError:
                     machine.counts["replies_lost"] += 1
             machine.replies.clear()
+            if self._guard is not None:
+                self._guard.evict()
         self._full = False
         for record in list(machine.dirty):
             if self._pump(record):
@@ -158,6 +172,7 @@ def serve(
     strict: bool = False,
     connection_file: str | os.PathLike[str] | None = None,
     insecure: bool = False,
+    keys: str | None = None,
     announce: Callable[[str], None] | None = None,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
@@ -168,32 +183,45 @@ def serve(
 
     address: where to listen.  strict: a used port is an error, not a reason to take the next.
     connection_file: where to write {"address": ...} once it listens.
+    keys: the directory of the keys that it admits; see guard.ring_for for the usual ones.
     announce: called with the lines that tell people how to join.
     orphaned_directory: removed when the lifeline ends, as the parent cannot do it any more.
     """
     with StopRequest(lifeline_fd) as stop:
         try:
             settings = settings or Settings.load()
-            check_exposure(address, insecure)
-            listener = listen_near(address, strict=strict, max_frame=settings.max_frame)
+            ring = ring_for(address, keys, insecure)
+            if ring is None:
+                check_exposure(address, insecure)
+            guard = None if ring is None else BrokerGuard(ring)
+            listener = listen_near(
+                address,
+                strict=strict,
+                max_frame=settings.max_frame,
+                **({} if guard is None else {"security": guard.security}),
+            )
         except (ConfigError, AddressInUse) as exc:
             log.error("%s", exc)
             return 2
         told = reachable(listener.address)
-        machine = new_machine(told, settings)
+        machine = new_machine(told, settings, guard and guard.admission(listener, settings))
         try:
             if connection_file is not None:
                 _write_connection_file(Path(connection_file), told)
+            if guard is not None:
+                guard.watch(machine, told, monotonic())
             if announce is not None:
-                announce(join_lines(told))
+                announce(join_lines(told, guard))
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
-            why = BrokerLoop(listener, machine, stop, Poller()).run()
+            why = BrokerLoop(listener, machine, stop, Poller(), guard).run()
         except ConfigError as exc:
             log.error("%s", exc)
             return 2
         finally:
             listener.close(linger_s=0.2)
+            if guard is not None:
+                guard.close()
             if connection_file is not None:
                 _remove_connection_file(Path(connection_file), told)
             remove_orphan(orphaned_directory, stop)
@@ -207,7 +235,9 @@ def remove_orphan(directory: str | None, stop: StopRequest) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def new_machine(address: str, settings: Settings) -> BrokerMachine:
+def new_machine(
+    address: str, settings: Settings, admission: Admission | None = None
+) -> BrokerMachine:
     """A broker that has just begun."""
     epoch = int.from_bytes(os.urandom(4), "little") or 1
     return BrokerMachine(
@@ -218,16 +248,28 @@ def new_machine(address: str, settings: Settings) -> BrokerMachine:
         python=platform.python_version(),
         settings=settings,
         now=monotonic(),
+        admission=admission,
     )
 
 
-def join_lines(address: str) -> str:
-    """What to type to join."""
-    return (
-        f"zfabric broker at {address}\n"
-        f"  workers:  zfabric worker {address}\n"
-        f"  clients:  zfabric.Client({address!r})"
+def join_lines(address: str, guard: BrokerGuard | None = None) -> str:
+    """What to type to join: one line for workers, one for clients."""
+    if guard is None:
+        return (
+            f"zfabric broker at {address}\n"
+            f"  workers:  zfabric worker {address}\n"
+            f"  clients:  zfabric.Client({address!r})"
+        )
+    lines = [f"zfabric broker at {address}, with keys"]
+    for role, member in guard.first_of_each_role().items():
+        path = str(guard.ring.join_path(member))
+        how = f"zfabric worker {path}" if role == WORKER else f"zfabric.Client({path!r})"
+        lines.append(f"  {role}s:  {how}")
+    lines.append(
+        "  from other machines: copy that file there (a secret, mode 0600), or pipe it:\n"
+        "            zfabric keys join NAME | ssh HOST zfabric worker -"
     )
+    return "\n".join(lines)
 
 
 def _remove_connection_file(path: Path, address: str) -> None:

@@ -5,39 +5,51 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from typing import Any
 
 from zfabric import transport
 from zfabric.config import Settings
 from zfabric.errors import ConfigError, InsecureBind, TransportError
 from zfabric.runtime.binding import check_exposure, is_loopback, split_tcp
+from zfabric.runtime.guard import DataGuard
 from zfabric.transport.contract import Listener
 
 log = logging.getLogger(__name__)
 
 
 def listen_for_data(
-    broker: str, wanted: str | None, settings: Settings, insecure: bool = False
+    broker: str,
+    wanted: str | None,
+    settings: Settings,
+    insecure: bool = False,
+    guard: DataGuard | None = None,
 ) -> Listener | None:
     """The listener for a worker's values; None when others must go through the broker.
 
     broker: its address.  wanted: an address, "" for none, None to choose: beside an ipc broker's
     socket, on loopback for a broker on loopback, else on the interface that leads to the broker.
-    insecure: a wanted address may be one that other hosts reach.
+    insecure: a wanted address may be one that other hosts reach.  guard: admits by keys.
     Raises ConfigError, TransportError only for an address that was asked for.
     """
     if wanted == "":
         return None
+    options: dict[str, Any] = {"max_frame": settings.max_frame}
     if wanted is not None:
-        _check_wanted(wanted, insecure)
-        return transport.listen(wanted, max_frame=settings.max_frame)
+        if guard is not None and wanted.startswith("tcp://"):
+            options["security"] = guard.security
+        else:
+            _check_wanted(wanted, insecure)
+        return transport.listen(wanted, **options)
     address = data_address_for(broker)
+    if guard is not None:
+        options["security"] = guard.security
     try:
-        listener = transport.listen(address, max_frame=settings.max_frame)
+        listener = transport.listen(address, **options)
     except (ConfigError, TransportError) as exc:
         log.warning("no direct way to this worker's values (%s); the broker relays them", exc)
         return None
     parts = split_tcp(listener.address)
-    if parts is not None and not is_loopback(parts[1]):
+    if guard is None and parts is not None and not is_loopback(parts[1]):
         log.warning(
             "serving values on %s without keys, as the broker is on another host: anybody who can"
             ' reach it can read and put values (--data-address "" has the broker relay them)',

@@ -11,12 +11,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zfabric import transport, wire
+from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import Download, Upload
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
+from zfabric.keys import KeyPair
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
+from zfabric.runtime.dialling import dial_data
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.store import Value
 from zfabric.transport.contract import Channel, Poller
@@ -61,6 +63,7 @@ class Fetcher:
 
     poller: in which the data channels are watched; call on_ready() for what it reports and
     owns() knows.  relay: sends frames to a worker through the broker; None where that is closed.
+    own: our key, in a fabric that has keys.
     Nothing here blocks. Callbacks run inside on_ready, on_relay and tick.
     """
 
@@ -69,6 +72,7 @@ class Fetcher:
         poller: Poller,
         relay: Callable[[int, list[Any]], None] | None = None,
         *,
+        own: KeyPair | None = None,
         settings: Settings = DEFAULTS,
         links: LinkBook | None = None,
         relay_is_local: bool = False,
@@ -78,6 +82,7 @@ class Fetcher:
         self._relay_is_local = relay_is_local
         self._poller = poller
         self._relay = relay
+        self._own = own
         self._settings = settings
         self._gone: set[int] = set()
         """Workers that the broker no longer has; their numbers are never given again."""
@@ -339,7 +344,7 @@ class Fetcher:
         if channel is None:
             while len(self._channels) >= MAX_CHANNELS:
                 self._close_channel(next(iter(self._channels)))
-            channel = transport.connect(address, max_frame=self._settings.max_frame)
+            channel = dial_data(address, self._own, self._settings)
             self._channels[address] = channel
             self._poller.add(channel)
         self._channels.move_to_end(address)

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from time import monotonic, monotonic_ns
 from typing import Any
 
-from zfabric import __version__, transport, wire
+from zfabric import __version__, wire
 from zfabric import messages as m
 from zfabric.config import Settings
 from zfabric.core.direct import DirectSession
@@ -49,16 +49,20 @@ from zfabric.errors import (
     TransportError,
 )
 from zfabric.ids import new_token
+from zfabric.keys import Join, resolve
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
+from zfabric.runtime.dialling import dial_broker, with_key
 from zfabric.runtime.fetch import Fetcher
+from zfabric.runtime.guard import DataGuard
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.store import Store, Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport import Channel, Poller
+from zfabric.transport.contract import REFUSED_KEY
 from zfabric.transport.locality import is_same_host
 
 log = logging.getLogger(__name__)
@@ -107,12 +111,15 @@ class Worker:
         ready_fd: int | None = None,
         *,
         insecure: bool = False,
+        join: Join | None = None,
         direct: DirectSession | None = None,
         poller: Poller | None = None,
     ) -> None:
-        """insecure: see serve.  direct, poller: of a broker in this very process, whose loop this
-        worker shares."""
+        """insecure: see serve.  join: keys for the broker.  direct, poller: of a broker in this
+        very process, whose loop this worker shares."""
         self._address = address
+        self._join = join
+        self._guard = None if join is None else DataGuard()
         self._n_slots = n_slots
         self._kind = kind
         self._name = name
@@ -135,6 +142,7 @@ class Worker:
         self._inline_limit = settings.inline_limit
         self._started = now
         self._said_no_answer = False
+        self._said_trouble = ""
         self._refused = ""
         self._welcomed = False
         self._lost_at: float | None = None
@@ -146,13 +154,14 @@ class Worker:
         self.act(now)
         self._channel: Channel | None = None
         if direct is None:
-            self._channel = transport.connect(address, max_frame=settings.max_frame)
-        self._listener = listen_for_data(address, data_address, settings, insecure)
+            self._channel = dial_broker(address, join, settings)
+        self._listener = listen_for_data(address, data_address, settings, insecure, self._guard)
         self._poller = poller or Poller()
         links = LinkBook(settings)
         self._fetcher = Fetcher(
             self._poller,
             self._relay_to,
+            own=join and join.own,
             settings=settings,
             links=links,
             relay_is_local=is_same_host(address),
@@ -271,6 +280,11 @@ class Worker:
         if self._server.tick():
             self._tick_at = min(self._tick_at, now + RETRY_S)
 
+    @property
+    def _way_in(self) -> str:
+        """What tasks make clients of this fabric with."""
+        return self._address if self._join is None else self._join.token()
+
     def close(self) -> None:
         """Say good-bye, kill the slots, leave nothing behind."""
         if self._welcomed and self._channel is not None:
@@ -284,6 +298,8 @@ class Worker:
         self._fetcher.close()
         if self._listener is not None:
             self._listener.close()
+        if self._guard is not None:
+            self._guard.close()
         self._slots.kill_all()
         self._store.clear()
         self._epoll.close()
@@ -291,6 +307,13 @@ class Worker:
     # --- the broker ---------------------------------------------------------------------------
 
     def _greet(self, now: float) -> None:
+        trouble = self._channel.trouble if self._channel is not None else ""
+        if trouble == REFUSED_KEY:
+            self._refused = f"the broker at {self._address} turned this worker down: {trouble}"
+            return
+        if trouble and trouble != self._said_trouble:
+            self._said_trouble = trouble
+            log.warning("cannot join %s: %s. Still trying.", self._address, trouble)
         if not self._said_no_answer and now - self._started >= NO_ANSWER_S:
             self._said_no_answer = True
             log.warning(
@@ -314,8 +337,15 @@ class Worker:
             slots=self._n_slots,
             threads=self._kind == "thread",
             resources=self._resources,
-            data_address=reachable(self._listener.address) if self._listener is not None else "",
+            data_address=self._data_address(),
         )
+
+    def _data_address(self) -> str:
+        if self._listener is None:
+            return ""
+        address = reachable(self._listener.address)
+        has_key = self._guard is not None and address.startswith("tcp://")
+        return with_key(address, self._guard.public) if has_key and self._guard else address
 
     def _receive(self, now: float) -> None:
         channel = self._channel
@@ -369,6 +399,9 @@ class Worker:
             machine.give(message)  # type: ignore[arg-type]
         elif kind is m.Forget:
             machine.forget(message.fns)  # type: ignore[union-attr]
+        elif kind is m.Admit:
+            if self._guard is not None:
+                self._guard.admit(tuple(message.keys), self._listener)  # type: ignore[union-attr]
         elif kind is m.Explain:
             self._session.post(explain(machine, message, now))  # type: ignore[arg-type]
         elif kind is m.Relay:
@@ -384,7 +417,7 @@ class Worker:
         self._name = message.name
         self._inline_limit = message.inline_limit
         for link in self._slots.links.values():
-            link.send_config(self._address, self._name, self._inline_limit)
+            link.send_config(self._way_in, self._name, self._inline_limit)
         log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)
         self._tick_at = now
         tell_ready(self._ready_fd, self._name)
@@ -551,7 +584,7 @@ class Worker:
             self._exit_fds[number] = exit_fd
             self._slot_by_fd[exit_fd] = number
             self._epoll.register(exit_fd, select.EPOLLIN)
-        link.send_config(self._address, self._name, self._inline_limit)
+        link.send_config(self._way_in, self._name, self._inline_limit)
 
     def _unwatch(self, number: int) -> None:
         fd = self._slots.links[number].fd
@@ -690,7 +723,8 @@ def serve(
 ) -> int:
     """Run a worker until SIGTERM, SIGINT or the end of the lifeline. Returns the exit code.
 
-    address: of the broker.  slots: rows at a time; default: the cores this process may use.
+    address: of the broker, or the path of a join file, or a join line.
+    slots: rows at a time; default: the cores this process may use.
     kind: "process" or "thread".  name: for people and for workers=; default: host and pid.
     data_address: where others fetch large values; default: chosen by the broker's address,
     "" to have everything relayed.  insecure: that may be one beyond this host.
@@ -703,6 +737,11 @@ def serve(
             settings = settings or Settings.load()
             if kind not in ("process", "thread"):
                 raise ConfigError(f'the kind of slots is "process" or "thread", not {kind!r}')
+            address, join = resolve(address)
+            if join is not None and join.role != m.WORKER:
+                raise ConfigError(
+                    f"this is the {join.role} key {join.name}; a worker joins with a worker's key"
+                )
             worker = Worker(
                 address,
                 slots or len(os.sched_getaffinity(0)),
@@ -714,6 +753,7 @@ def serve(
                 stop,
                 ready_fd,
                 insecure=insecure,
+                join=join,
             )
             return worker.run()
         except (ConfigError, TransportError) as exc:

@@ -169,6 +169,9 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Give: _gives(),
     m.Free: st.builds(m.Free, id_columns),
     m.Forget: st.builds(m.Forget, id_columns),
+    m.Admit: st.builds(
+        m.Admit, st.lists(st.binary(min_size=32, max_size=32), max_size=5).map(tuple)
+    ),
     m.Done: _dones(),
     m.Returned: _returns(),
     m.Missing: st.builds(m.Missing, id_columns),

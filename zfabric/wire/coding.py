@@ -217,6 +217,14 @@ def _read_ask(f: list[Any], bulk: Bulk) -> m.Ask:
     return m.Ask(read_int(f[0]), read_text(f[1], 64), read_ids(f[2]), read_text(f[3]))
 
 
+def _read_admit(f: list[Any], bulk: Bulk) -> m.Admit:
+    _no_bulk(bulk)
+    keys = f[0]
+    if type(keys) is not list or any(type(key) is not bytes or len(key) != 32 for key in keys):
+        raise Malformed("a key is 32 bytes")
+    return m.Admit(tuple(keys))
+
+
 def _read_explain(f: list[Any], bulk: Bulk) -> m.Explain:
     _no_bulk(bulk)
     return m.Explain(read_int(f[0]), read_ids(f[1]))
@@ -483,6 +491,7 @@ _KINDS: dict[int, _Kind] = {
         _read_explained,
         4,
     ),
+    110: _Kind(m.Admit, True, lambda x: (x.keys,), _read_admit, 1),
 }
 
 
