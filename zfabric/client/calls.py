@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, finalize
 
 from zfabric.client import misuse
+from zfabric.client.chunks import Chunk, Initialised
 from zfabric.client.future import Future, NamedFuture
 from zfabric.codec.arguments import EMPTY, dump_call, dump_rows
 from zfabric.codec.functions import DumpedFunction, dump_function, largest_captures
@@ -27,6 +28,10 @@ FIRST_ROWS = 64
 
 MOST_ROWS = 2048
 """Rows of a map that are queued at once, later on."""
+
+KEPT_CARRIERS = 16
+"""Large functions that are kept as values. One that changes with each call, such as a method of
+an object that does, would fill the workers' memory; tasks that need one keep it themselves."""
 
 MAX_DEPENDENCIES = 300_000
 """Of one task: what fits a control message."""
@@ -190,17 +195,26 @@ class Calls:
         """A function with something big in its closure travels as a value: once, as data."""
         carrier = self._large_functions.get(fid)
         if carrier is None or carrier.task_id not in self._submitter.outcomes:
-            names = ", ".join(f"{name} ({n / 1e6:.3g} MB)" for name, n in largest_captures(fn, 2))
-            warnings.warn(
-                f"the function {getattr(fn, '__qualname__', fn)} carries large data: {names}; it"
-                " is sent once and kept, but x = client.scatter(data) and submit(f, x) says so",
-                UserWarning,
-                stacklevel=5,
-            )
+            if not isinstance(
+                fn, (Chunk, Initialised)
+            ):  # a library made that; nobody can change it
+                _warn_of_size(fn)
+            while len(self._large_functions) >= KEPT_CARRIERS:
+                self._large_functions.pop(next(iter(self._large_functions)), None)
             carrier = self._large_functions[fid] = self._client._values.scatter([fn])[0]
             with suppress(TypeError):  # not every callable can be watched: then for good
                 finalize(fn, self._large_functions.pop, fid, None).atexit = False
         return carrier
+
+
+def _warn_of_size(fn: Callable[..., Any]) -> None:
+    names = ", ".join(f"{name} ({n / 1e6:.3g} MB)" for name, n in largest_captures(fn, 2))
+    warnings.warn(
+        f"the function {getattr(fn, '__qualname__', fn)} carries large data: {names}; it"
+        " is sent once and kept, but x = client.scatter(data) and submit(f, x) says so",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def call_it(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,7 @@ from zfabric.errors import ResultTimeout, UsageError, ZFabricError
 
 if TYPE_CHECKING:
     from zfabric.client.executor import ClientExecutor
+    from zfabric.client.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Client:
         self._values = Values(self)
         self._calls = Calls(self)
         self._kept: dict[int, Future] = {}
+        self._sync_pool: Pool | None = None
         self._warned_at = -WARN_AGAIN_S
         try:
             self._io.start(self._settings.connect_timeout_s)
@@ -245,10 +247,43 @@ class Client:
         """A concurrent.futures.Executor over this client.
 
         options: retries, priority, resources, workers, as in submit, for all its calls.
+            initializer, initargs: run once in each slot before the first of its calls there.
         """
         from zfabric.client.executor import ClientExecutor
 
         return ClientExecutor(self, **options)
+
+    def pool(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> Pool:
+        """A pool with the words of multiprocessing.Pool, for libraries that take one.
+
+        processes: how many slots to cut work for; None for all there are.
+        initializer, initargs: run once in each slot before the first of its calls there.
+        """
+        from zfabric.client.pool import Pool
+
+        return Pool(self, processes, initializer, initargs)
+
+    def map_sync(
+        self, fn: Callable[..., Any], /, *iterables: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """[fn(a, b, ...) for each row of zip(*iterables)]: for what takes a function like map,
+        such as scipy's `workers=`.
+
+        chunksize: rows per task; None cuts them for the slots there are.
+        """
+        pool = self._sync_pool
+        if pool is None:
+            pool = self._sync_pool = self.pool()
+        if len(iterables) == 1:
+            return pool.map(fn, iterables[0], chunksize)
+        if not iterables:
+            raise UsageError("map_sync() needs something to iterate over: map_sync(f, items)")
+        return pool.starmap(fn, zip(*iterables, strict=False), chunksize)
 
     # --- the fabric ---------------------------------------------------------------------------
 
@@ -309,6 +344,7 @@ class Client:
         if io is not None and not self._forked:
             io.close()
             self._kept.clear()
+            self._sync_pool = None
             self._callbacks.close()
         if self._fabric is not None and not self._forked:
             self._fabric.close()

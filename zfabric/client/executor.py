@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import itertools
+import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from zfabric.client import misuse
+from zfabric.client.chunks import Initialised, InitializerFailed
 from zfabric.client.future import Future
 from zfabric.client.waiting import add_waiter
 from zfabric.client.waiting import wait as wait_all
@@ -60,8 +63,16 @@ class ClientExecutor(cf.Executor):
         priority: int = 0,
         resources: Mapping[str, float] | None = None,
         workers: str | Iterable[str] | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
     ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
         self._client = client
+        self._initializer = initializer
+        self._initargs = tuple(initargs)
+        self._token = secrets.token_hex(8)
+        self._broken = ""
         self._options = misuse.options_of(None, retries, priority, resources, workers)
         self._lock = threading.Lock()
         self._shut = False
@@ -80,6 +91,7 @@ class ClientExecutor(cf.Executor):
         """Run fn(*args, **kwargs); all keywords are the function's."""
         with self._lock:
             self._refuse_shut()
+            fn = self._prepared(fn)
             task = self._client._calls.submit(fn, args, kwargs, self._options)
             future = ExecutorFuture(self, task)
             self._submitted[task.task_id] = future
@@ -92,25 +104,30 @@ class ClientExecutor(cf.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """The values of fn(a, b, ...) for each row of zip(*iterables), in order.
 
         chunksize: rows per task.  timeout: seconds from now for all of them.
+        buffersize: take rows only as values are taken, so that at most that many tasks have been
+            submitted whose values have not; None: take all rows now.
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else monotonic() + timeout
         rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         if chunksize > 1:
             rows, fn = _chunks(rows, chunksize), partial(run_chunk, fn)
-        with self._lock:
-            self._refuse_shut()
-            futures = self._client._calls.map(fn, rows, self._options)
-            self._mapped.update((future.task_id, future) for future in futures)
-        for future in futures:
-            if not add_waiter(future._outcome, self._forget):
-                self._forget(future._outcome)
-        values = self._values(futures, deadline)
+        fn = self._prepared(fn)
+        if buffersize is None:
+            values = self._values(self._submit_rows(fn, rows), deadline)
+        else:
+            ahead = self._submit_rows(fn, itertools.islice(rows, buffersize))
+            values = self._values_by_need(fn, rows, ahead, deadline)
         return itertools.chain.from_iterable(values) if chunksize > 1 else values
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -133,6 +150,23 @@ class ClientExecutor(cf.Executor):
     def _refuse_shut(self) -> None:
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._broken:
+            raise InitializerFailed(self._broken)
+
+    def _prepared(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if self._initializer is None:
+            return fn
+        return Initialised(fn, self._token, self._initializer, self._initargs)
+
+    def _submit_rows(self, fn: Callable[..., Any], rows: Iterator[tuple[Any, ...]]) -> list[Future]:
+        with self._lock:
+            self._refuse_shut()
+            futures = self._client._calls.map(fn, rows, self._options)
+            self._mapped.update((future.task_id, future) for future in futures)
+        for future in futures:
+            if not add_waiter(future._outcome, self._forget):
+                self._forget(future._outcome)
+        return futures
 
     def _take(self, task: int) -> bool:
         """Whether the caller is the one that may end this future."""
@@ -152,6 +186,8 @@ class ClientExecutor(cf.Executor):
         try:
             value = task.result()
         except BaseException as exc:
+            if isinstance(exc, InitializerFailed):
+                self._broken = str(exc)
             future.set_exception(exc)
         else:
             future.set_result(value)
@@ -176,6 +212,26 @@ class ClientExecutor(cf.Executor):
         finally:
             if futures and self._client._io.is_open:
                 self._client.cancel(futures)
+
+    def _values_by_need(
+        self,
+        fn: Callable[..., Any],
+        rows: Iterator[tuple[Any, ...]],
+        ahead: list[Future],
+        deadline: float | None,
+    ) -> Iterator[Any]:
+        futures = deque(ahead)
+        del ahead
+        try:
+            while futures:
+                left = None if deadline is None else max(0.0, deadline - monotonic())
+                value = futures.popleft().result(left)
+                futures.extend(self._submit_rows(fn, itertools.islice(rows, 1)))
+                yield value
+                del value
+        finally:
+            if futures and self._client._io.is_open:
+                self._client.cancel(list(futures))
 
 
 def run_chunk(fn: Callable[..., Any], *rows: tuple[Any, ...]) -> list[Any]:
