@@ -85,6 +85,9 @@ class Settings:
 
     sessions_per_key: int = 4096
     """Sessions that may be open with one key: all workers that share a join line count."""
+    stall_s: float = 60.0
+    """Seconds without any progress, while there is work and nobody runs a row, after which the
+    broker reports itself: see core.watchdog."""
 
     no_worker_warning_s: float = 3.0
     """Seconds after which a waiting client says that there are no workers."""

@@ -39,6 +39,12 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:8787"
 @click.option(
     "--insecure", is_flag=True, help="Listen beyond this host without keys: anybody may run code."
 )
+@click.option(
+    "--record",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep all events in a new file, for `zfabric replay FILE`. It holds arguments too.",
+)
 @log_level
 def broker(
     address: str,
@@ -48,6 +54,7 @@ def broker(
     strict: bool,
     connection_file: Path | None,
     insecure: bool,
+    record: Path | None,
     log_level: str,
 ) -> None:
     """Start a broker; Ctrl-C or SIGTERM ends it.
@@ -73,6 +80,7 @@ def broker(
             connection_file=connection_file,
             insecure=insecure,
             keys=keys,
+            record=record,
             announce=say,
         )
     )

@@ -11,6 +11,7 @@ from zfabric.cli.broker import broker
 from zfabric.cli.demo import demo
 from zfabric.cli.keys import keys
 from zfabric.cli.links import links
+from zfabric.cli.replay import replay
 from zfabric.cli.status import status
 from zfabric.cli.why import why
 from zfabric.cli.worker import worker
@@ -45,7 +46,7 @@ def cli() -> None:
     pass
 
 
-for command in (broker, worker, demo, status, links, why, keys):
+for command in (broker, worker, demo, status, links, why, replay, keys):
     cli.add_command(command)
 
 

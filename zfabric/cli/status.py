@@ -45,6 +45,8 @@ def render(address: str, info: Mapping[str, Any]) -> str:
         f"{bytes_text(info.get('bytes_in', 0))} in, {bytes_text(info.get('bytes_out', 0))} out",
         "tasks: " + ", ".join(f"{n:,} {name}" for name, n in info.get("tasks", {}).items()),
     ]
+    if info.get("stalled_s"):
+        lines.append(f"NO PROGRESS for {_duration(info['stalled_s'])}; the broker's log says more")
     if not workers:
         lines.append(f"no worker is connected; start one: zfabric worker {address}")
         return "\n".join(lines)

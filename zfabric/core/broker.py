@@ -14,7 +14,7 @@ a swapped-out machine) the deadlines move by as much.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +25,13 @@ from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.admission import REVOKED, Admission
 from zfabric.core.direct import DirectSession
+from zfabric.core.dump import picture
 from zfabric.core.outbound import Outgoing
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.questions import Questions
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
+from zfabric.core.watchdog import Watchdog
 from zfabric.core.why import Silence
 from zfabric.errors import RemoteProtocolError
 from zfabric.ids import MAX_SESSION
@@ -103,6 +105,10 @@ class BrokerMachine:
         self.admission = admission
         self.scheduler = Scheduler(settings, now)
         self._questions = Questions(self.scheduler)
+        self._watchdog = Watchdog(settings, now)
+        self.stalls: list[dict[str, Any]] = []
+        """Pictures of the state at each stall that was noticed since the runtime last took them."""
+        self._recent: deque[tuple[float, str, str, Sequence[int]]] = deque(maxlen=RECENT)
         self.sessions: dict[int, SessionRecord] = {}
         """By token."""
         self.by_number: dict[int, SessionRecord] = {}
@@ -169,6 +175,7 @@ class BrokerMachine:
         """A message that its session has let through. Raises RemoteProtocolError when it makes no
         sense from that peer."""
         kind = type(message)
+        self._recent.append((now, record.name, kind.__name__, _ids_of(message)))
         if kind is m.Relay:
             self._relay(record, message)
         elif kind is m.Bye:
@@ -231,6 +238,10 @@ class BrokerMachine:
             if session.has_unsent:
                 self.dirty[record] = None
         self.scheduler.tick(now)
+        stall = self._watchdog.look(self.scheduler, now, asleep)
+        if stall:
+            self.log.append((logging.WARNING, stall))
+            self.stalls.append(self._picture(stall, now))
         self._post(self._questions.tick(now))
         wake = min(wake, self._questions.wake_at() or wake)
         if self.scheduler.has_surplus():
@@ -281,6 +292,7 @@ class BrokerMachine:
         info["address"] = self.address
         info["version"] = self.version
         info["python"] = self.python
+        info["stalled_s"] = round(self._watchdog.stalled_s(now), 3)
         info["uptime_s"] = round(now - self._started, 3)
         info["bytes_in"] = self.counts["bytes_in"]
         info["bytes_out"] = self.counts["bytes_out"]
@@ -454,6 +466,7 @@ class BrokerMachine:
         worker = self.scheduler.workers.get(record.number)
         if worker is not None:
             worker.load = message.load
+            worker.n_beats += 1
             if worker.suspect:
                 self.scheduler.set_suspect(record.number, False)
 
@@ -476,6 +489,15 @@ class BrokerMachine:
             self._post(self._questions.why(record.number, message, self._silence(now), now))
         else:
             raise RemoteProtocolError("role", "a worker asked why")
+
+    def _picture(self, stall: str, now: float) -> dict[str, Any]:
+        state = picture(self.scheduler, self._silence(now))
+        began = self._started
+        recent = [
+            (round(at - began, 6), f"{name}: {kind} {' '.join(f'{id_:x}' for id_ in ids)}")
+            for at, name, kind, ids in self._recent
+        ]
+        return {"stall": stall, "at_s": round(now - began, 3), "recent": recent, **state}
 
     def _silence(self, now: float) -> Silence:
         """How long a worker has been silent, by its number."""
@@ -503,6 +525,16 @@ class BrokerMachine:
     def _bad(self, peer: Peer, exc: RemoteProtocolError) -> None:
         self.counts[f"bad:{exc.reason}"] += 1
         self.log.append((logging.DEBUG, f"bad message from {peer.hex()}: {exc}"))
+
+
+RECENT = 512
+"""Messages whose kinds and first ids are remembered for a report."""
+
+
+def _ids_of(message: m.Message) -> Sequence[int]:
+    """The first tasks that it is about."""
+    ids: Sequence[int] = getattr(message, "ids", ())
+    return ids[:4]
 
 
 RECALL_CHECK_S = 0.05

@@ -42,6 +42,7 @@ class WorkerRecord:
         "known",
         "last_done",
         "load",
+        "n_beats",
         "n_done",
         "name",
         "number",
@@ -96,6 +97,8 @@ class WorkerRecord:
         self.last_done = now
         self.recall_sent = False
         self.load: tuple[int, ...] = ()
+        """What its last beat said; see messages.Beat."""
+        self.n_beats = 0
         self.ids: list[int] = []
         self.attempts: list[int] = []
         self.fns: list[int] = []

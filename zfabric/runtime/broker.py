@@ -13,9 +13,11 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from zfabric import __version__
 from zfabric.config import Settings
@@ -27,6 +29,7 @@ from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.recording import RecordedMachine, Recorder
 from zfabric.transport import Listener, Poller
 
 log = logging.getLogger(__name__)
@@ -137,6 +140,8 @@ class BrokerLoop:
                 self._full = True
         if machine.log:
             self._log()
+        if machine.stalls:
+            self._report()
 
     def _pump(self, record: SessionRecord) -> bool:
         """Whether all that this session may send now has been taken by its link."""
@@ -165,6 +170,19 @@ class BrokerLoop:
             log.log(level, "%s", text)
         self.machine.log.clear()
 
+    def _report(self) -> None:
+        """A fabric without progress: how it stands goes to a file, for `zfabric replay`."""
+        for state in self.machine.stalls:
+            try:
+                fd, path = tempfile.mkstemp(prefix="zfabric-stall-", suffix=".json")
+                with os.fdopen(fd, "w") as file:
+                    json.dump(state, file, indent=1, default=str)
+            except OSError as exc:
+                log.warning("no report of it could be written: %s", exc)
+            else:
+                log.warning("how it stands: zfabric replay %s", path)
+        self.machine.stalls.clear()
+
 
 def serve(
     address: str,
@@ -177,6 +195,7 @@ def serve(
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
     orphaned_directory: str | None = None,
+    record: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
 ) -> int:
     """Run a broker until SIGTERM, SIGINT or the end of the lifeline. Returns the exit code.
@@ -186,6 +205,7 @@ def serve(
     keys: the directory of the keys that it admits; see guard.ring_for for the usual ones.
     announce: called with the lines that tell people how to join.
     orphaned_directory: removed when the lifeline ends, as the parent cannot do it any more.
+    record: a new file for all events, see runtime.recording.
     """
     with StopRequest(lifeline_fd) as stop:
         try:
@@ -193,6 +213,7 @@ def serve(
             ring = ring_for(address, keys, insecure)
             if ring is None:
                 check_exposure(address, insecure)
+            recorder = Recorder(record) if record is not None else None
             guard = None if ring is None else BrokerGuard(ring)
             listener = listen_near(
                 address,
@@ -204,7 +225,8 @@ def serve(
             log.error("%s", exc)
             return 2
         told = reachable(listener.address)
-        machine = new_machine(told, settings, guard and guard.admission(listener, settings))
+        admission = None if guard is None else guard.admission(listener, settings)
+        machine = new_machine(told, settings, admission, recorder)
         try:
             if connection_file is not None:
                 _write_connection_file(Path(connection_file), told)
@@ -224,6 +246,8 @@ def serve(
                 guard.close()
             if connection_file is not None:
                 _remove_connection_file(Path(connection_file), told)
+            if recorder is not None:
+                recorder.close()
             remove_orphan(orphaned_directory, stop)
     log.info("broker stopped: %s", why)
     return 0
@@ -236,20 +260,24 @@ def remove_orphan(directory: str | None, stop: StopRequest) -> None:
 
 
 def new_machine(
-    address: str, settings: Settings, admission: Admission | None = None
+    address: str,
+    settings: Settings,
+    admission: Admission | None = None,
+    recorder: Recorder | None = None,
 ) -> BrokerMachine:
     """A broker that has just begun."""
     epoch = int.from_bytes(os.urandom(4), "little") or 1
-    return BrokerMachine(
-        epoch=epoch,
-        first_number=1 + epoch % (MAX_SESSION // 2),
-        address=address,
-        version=__version__,
-        python=platform.python_version(),
-        settings=settings,
-        now=monotonic(),
-        admission=admission,
-    )
+    arguments: dict[str, Any] = {
+        "epoch": epoch,
+        "first_number": 1 + epoch % (MAX_SESSION // 2),
+        "address": address,
+        "version": __version__,
+        "python": platform.python_version(),
+        "settings": settings,
+        "now": monotonic(),
+        "admission": admission,
+    }
+    return RecordedMachine(recorder, **arguments) if recorder else BrokerMachine(**arguments)
 
 
 def join_lines(address: str, guard: BrokerGuard | None = None) -> str:

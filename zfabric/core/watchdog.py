@@ -1,0 +1,90 @@
+"""Does anything move? A fabric with work that nobody does is reported, not waited for in silence.
+
+A long task is no stall: its worker says in each beat that rows run. Nor is work that nothing can
+run: that has its own warnings. What is reported is what the laws of the scheduler rule out, and
+what therefore only a mistake of ours, or a worker that lost its rows, can bring about:
+
+  - tasks are unfinished and workers are there, but for `stall_s` nothing ended, nothing was
+    submitted, and no worker says that it runs a row;
+  - a worker is thought to hold rows, and for `stall_s` has said that it holds none.
+
+It looks and changes nothing. Sleep of the broker's own does not count.
+"""
+
+from __future__ import annotations
+
+from zfabric.config import Settings
+from zfabric.core.scheduler import Scheduler
+from zfabric.core.tasks import ASSIGNED, READY, WAITING
+
+UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
+
+
+class Watchdog:
+    """Looks at a scheduler once per tick."""
+
+    __slots__ = ("_barked", "_empty_since", "_mark", "_settings", "_since")
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self._mark: tuple[int, ...] = ()
+        self._since = now
+        self._barked = False
+        self._empty_since: dict[int, tuple[float, int]] = {}
+        """Workers that say that they hold nothing of what they are thought to hold: since when,
+        and which of their beats was the first to say so."""
+
+    def stalled_s(self, now: float) -> float:
+        """Seconds for which a stall that was reported has lasted; 0.0 when none is."""
+        return now - self._since if self._barked else 0.0
+
+    def look(self, scheduler: Scheduler, now: float, asleep_s: float = 0.0) -> str:
+        """What is wrong, once per stall; "" while nothing is.
+
+        asleep_s: how much of the time since the last look this process did not run.
+        """
+        if asleep_s:
+            self._since += asleep_s
+            self._empty_since = {
+                number: (at + asleep_s, n) for number, (at, n) in self._empty_since.items()
+            }
+        table = scheduler.table
+        mark = (table.n_done, table.n_failed, table.n_submitted, table.n_stale, len(table.workers))
+        if mark != self._mark or self._works(scheduler):
+            self._mark = mark
+            self._since = now
+            self._barked = False
+        lost = self._lost_rows(scheduler, now)
+        if lost or self._barked:
+            return lost
+        if now - self._since < self._settings.stall_s:
+            return ""
+        n = sum(task.state in UNFINISHED for task in table.tasks.values())
+        if not n:
+            self._since = now
+            return ""
+        self._barked = True
+        return f"no progress for {now - self._since:.0f} s: {n} tasks are unfinished and none runs"
+
+    def _works(self, scheduler: Scheduler) -> bool:
+        """Whether a row runs somewhere, or nobody is there who could run one."""
+        workers = scheduler.workers.values()
+        return not workers or any(len(w.load) > 1 and w.load[1] > 0 for w in workers)
+
+    def _lost_rows(self, scheduler: Scheduler, now: float) -> str:
+        empty_since: dict[int, tuple[float, int]] = {}
+        lost = ""
+        for worker in scheduler.workers.values():
+            if worker.rows and worker.load and worker.load[0] == 0:
+                at, n_beats = self._empty_since.get(worker.number, (now, worker.n_beats))
+                at = max(at, worker.last_done)
+                # A beat may be older than the row; one that says so again and again is not.
+                if now - at >= self._settings.stall_s and worker.n_beats >= n_beats + 2:
+                    lost = (
+                        f"worker {worker.name} is thought to hold {len(worker.rows)} rows, and has "
+                        f"said for {now - at:.0f} s that it holds none"
+                    )
+                    at, n_beats = now, worker.n_beats
+                empty_since[worker.number] = at, n_beats
+        self._empty_since = empty_since
+        return lost
