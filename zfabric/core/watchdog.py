@@ -23,13 +23,14 @@ UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 class Watchdog:
     """Looks at a scheduler once per tick."""
 
-    __slots__ = ("_barked", "_empty_since", "_mark", "_settings", "_since")
+    __slots__ = ("_barked", "_beats", "_empty_since", "_mark", "_settings", "_since")
 
     def __init__(self, settings: Settings, now: float) -> None:
         self._settings = settings
         self._mark: tuple[int, ...] = ()
         self._since = now
         self._barked = False
+        self._beats: dict[int, int] = {}
         self._empty_since: dict[int, tuple[float, int]] = {}
         """Workers that say that they hold nothing of what they are thought to hold: since when,
         and which of their beats was the first to say so."""
@@ -50,7 +51,8 @@ class Watchdog:
             }
         table = scheduler.table
         mark = (table.n_done, table.n_failed, table.n_submitted, table.n_stale, len(table.workers))
-        if mark != self._mark or self._works(scheduler):
+        works = self._works(scheduler)
+        if works or mark != self._mark:
             self._mark = mark
             self._since = now
             self._barked = False
@@ -67,9 +69,12 @@ class Watchdog:
         return f"no progress for {now - self._since:.0f} s: {n} tasks are unfinished and none runs"
 
     def _works(self, scheduler: Scheduler) -> bool:
-        """Whether a row runs somewhere, or nobody is there who could run one."""
-        workers = scheduler.workers.values()
-        return not workers or any(len(w.load) > 1 and w.load[1] > 0 for w in workers)
+        """Whether a worker has said since the last look that it runs a row, or there is none."""
+        before, self._beats = self._beats, {n: w.n_beats for n, w in scheduler.workers.items()}
+        return not self._beats or any(
+            len(worker.load) > 1 and worker.load[1] > 0 and worker.n_beats != before.get(number)
+            for number, worker in scheduler.workers.items()
+        )
 
     def _lost_rows(self, scheduler: Scheduler, now: float) -> str:
         empty_since: dict[int, tuple[float, int]] = {}
@@ -77,7 +82,8 @@ class Watchdog:
         for worker in scheduler.workers.values():
             if worker.rows and worker.load and worker.load[0] == 0:
                 at, n_beats = self._empty_since.get(worker.number, (now, worker.n_beats))
-                at = max(at, worker.last_done)
+                if worker.last_done > at:
+                    at, n_beats = worker.last_done, worker.n_beats
                 # A beat may be older than the row; one that says so again and again is not.
                 if now - at >= self._settings.stall_s and worker.n_beats >= n_beats + 2:
                     lost = (

@@ -87,6 +87,7 @@ class EmbeddedLoop:
         worker = self._broker.machine.scheduler.workers.get(self._record.number)
         if worker is not None:
             worker.load = self._up.load
+            worker.n_beats += 1
 
     def _tell_worker(self, now: float) -> None:
         inbox = self._down.inbox
