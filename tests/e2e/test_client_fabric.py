@@ -322,4 +322,4 @@ def test_what_is_posted_after_the_thread_has_ended_is_done_all_the_same() -> Non
     client.close()
     done = threading.Event()
     client._io.post(done.set)
-    assert done.is_set() and client._io.fetcher is None
+    assert done.is_set() and client._io.data is None

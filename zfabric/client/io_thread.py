@@ -47,8 +47,10 @@ from zfabric.messages import (
     Results,
     Welcome,
 )
+from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker
-from zfabric.runtime.fetch import Fetcher
+from zfabric.runtime.link_book import LinkBook
+from zfabric.runtime.store import Value
 from zfabric.transport.contract import REFUSED_KEY, Channel, Poller
 from zfabric.transport.locality import is_same_host
 from zfabric.wire.header import decode_header
@@ -101,8 +103,9 @@ class IoThread:
         self.welcome: Welcome | None = None
         self.n_garbage = 0
         """Messages that were dropped because they made no sense."""
-        self.fetcher: Fetcher | None = None
-        """Moves values; only for this thread, None before it begins and after it has ended."""
+        self.links = LinkBook(settings)
+        """What is known of the links that values came and went by."""
+        self._data: DataThread | None = None
         self.broker_ended: Callable[[], str] | None = None
         """Tells how a broker of our own ended, "" while it runs; None: it is not ours."""
         self.at_end: list[Callable[[], object]] = []
@@ -189,7 +192,7 @@ class IoThread:
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """function(*args) in the I/O thread, soon; nobody waits for it.
 
-        Here and now when that thread has ended: `fetcher` is None then.
+        Here and now when that thread has ended: `data` is None then.
         """
         self._calls.append(lambda: function(*args))
         if self._ended:  # set before the thread's last look at the queue, so one of us sees it
@@ -243,13 +246,6 @@ class IoThread:
             self._poller = Poller()
             self._poller.add(self._channel)
             self._poller.add(self._wake_fd)
-            self.fetcher = Fetcher(
-                self._poller,
-                self._post_relay,
-                own=self._join and self._join.own,
-                settings=self.settings,
-                relay_is_local=is_same_host(self.address),
-            )
             self._begin_session()
             while not self._closing:
                 self._turn()
@@ -265,14 +261,14 @@ class IoThread:
     def _end(self) -> None:
         text = str(self._error) if self._error is not None else CLOSED_TEXT
         self._wake_up(self.submitter.closed(self.submitter.closed_text or text))
-        fetcher, self.fetcher = self.fetcher, None
+        data, self._data = self._data, None
         self._ended = True
         self._run_calls()
         self._wake_up(self.submitter.closed(self.submitter.closed_text))
         for alarm, _ in list(self._answers.values()):
             alarm()
-        if fetcher is not None:
-            fetcher.close()
+        if data is not None:
+            data.close()
         for act in self.at_end:
             act()
         self._ready()
@@ -320,10 +316,6 @@ class IoThread:
                 self._look_after_own_broker()
         else:
             wake_at = self._say_hello(now)
-        fetcher = self.fetcher
-        assert fetcher is not None
-        if not fetcher.is_idle:
-            wake_at = min(wake_at, fetcher.tick(now) or wake_at)
         if not self._send(now):
             wake_at = min(wake_at, now + RETRY_S)
         if self.submitter.released and self._welcomed and not self._stuck:
@@ -342,8 +334,6 @@ class IoThread:
                     os.eventfd_read(self._wake_fd)
                 except BlockingIOError:
                     pass
-            elif fetcher.owns(ready):
-                fetcher.on_ready(ready, monotonic())
         self.sleeping = False
 
     def _has_rows(self) -> bool:
@@ -383,6 +373,22 @@ class IoThread:
                 self._stuck = True
                 return False
             session.sent()
+
+    @property
+    def data(self) -> DataThread | None:
+        """Moves values; begins when first asked for. Only for this thread, which gets its
+        callbacks too; None when this thread has ended."""
+        if self._data is None and not self._ended:
+            self._data = DataThread(
+                self.post,
+                self._post_relay,
+                own=self._join and self._join.own,
+                settings=self.settings,
+                links=self.links,
+                relay_is_local=is_same_host(self.address),
+                allocate=Value.private,
+            )
+        return self._data
 
     def _post_relay(self, peer: int, frames: list[Any]) -> None:
         """Send frames to another session by way of the broker."""
@@ -475,12 +481,8 @@ class IoThread:
             if waiting is not None:
                 waiting[1].append(message.payload)
                 waiting[0]()
-        elif type(message) is Relay and not message.frames:
-            if self.fetcher is not None:
-                self.fetcher.on_gone(message.peer, monotonic())
         elif type(message) is Relay:
-            if self.fetcher is not None:
-                self._take_relay(self.fetcher, message)
+            self._take_relay(message)
         elif type(message) is Welcome:
             self._take_welcome(header, message)
         elif type(message) is Refuse:
@@ -488,7 +490,11 @@ class IoThread:
         elif type(message) is Bye:
             self._lose_session(f"the broker at {self.address} shut down ({message.reason})")
 
-    def _take_relay(self, fetcher: Fetcher, relay: Relay) -> None:
+    def _take_relay(self, relay: Relay) -> None:
+        if not relay.frames:
+            if self._data is not None:
+                self._data.gone(relay.peer)
+            return
         try:
             message = wire.decode(relay.frames)[1]
         except RemoteProtocolError as exc:  # the worker's fault, not the broker's
@@ -500,8 +506,8 @@ class IoThread:
             if waiting is not None:
                 waiting[1].append(message.payload)
                 waiting[0]()
-        else:
-            fetcher.on_relay(relay.peer, message, monotonic())
+        elif self._data is not None:
+            self._data.relayed(relay.peer, message)
 
     def _take_welcome(self, header: wire.Header, message: Welcome) -> None:
         if self._welcomed:

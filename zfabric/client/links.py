@@ -27,8 +27,7 @@ def links_of(client: Client, timeout_s: float) -> list[dict[str, Any]]:
     own: list[list[dict[str, Any]]] = []
 
     def look() -> None:
-        if io.fetcher is not None:
-            own.append(io.fetcher.links.report())
+        own.append(io.links.report())
         alarm()
 
     io.call(look)

@@ -8,7 +8,7 @@ computed again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,9 +38,6 @@ LOOK_AGAIN_S = 0.02
 
 STALE_S = 1.0
 """Age at which the list of workers is asked for again before a value is put."""
-
-GROUP_BYTES = 64 * 2**20
-"""Of a scatter that are on their way together: they are copied into one run of bytes each."""
 
 Target: TypeAlias = tuple[int, str]
 """(worker's number, data address)."""
@@ -147,13 +144,14 @@ class Values:
             self._under_way.discard(fetch)
             fetch.end(value)
 
-        if self._io.fetcher is None:
+        data = self._io.data
+        if data is None:
             fetch.end(None)
             return
         self._under_way.add(fetch)
         nbytes, holders = msgpack.unpackb(fetch.payload)
         sources = [(number, address) for number, address in holders]
-        self._io.fetcher.fetch(outcome.id, nbytes, sources, on_end, monotonic())
+        data.fetch(outcome.id, nbytes, sources, on_end)
 
     # --- putting ------------------------------------------------------------------------------
 
@@ -165,11 +163,7 @@ class Values:
         frames = [
             dumps(item, f"data[{place}]" if many else "data") for place, item in enumerate(data)
         ]
-        return [
-            Future(self._client, outcome)
-            for group in _groups(frames)
-            for outcome in self._put_group(group, broadcast)
-        ]
+        return [Future(self._client, outcome) for outcome in self._put_group(frames, broadcast)]
 
     def put_arguments(self, frames: Sequence[Buffer]) -> int:
         """A call's frames as a value; its id. Whoever asked releases it."""
@@ -191,7 +185,7 @@ class Values:
         """Put them side by side, once more elsewhere where that fails, and tell the broker."""
         submitter = self._io.submitter
         outcomes = submitter.new_outcomes(0, len(items))
-        areas = [_area(frames) for frames in items]
+        areas = [layout.Laid(frames) for frames in items]
         placed: list[list[Target]] = [[] for _ in items]
         left = list(range(len(items)))
         text = ""
@@ -201,9 +195,8 @@ class Values:
             for place in left:
                 mine = targets if broadcast else [targets[self._turn % len(targets)]]
                 self._turn += 1
-                sizes = [len(frame) for frame in items[place]]
                 for target in mine:
-                    put = _Put(outcomes[place].id, sizes, areas[place], target)
+                    put = _Put(outcomes[place].id, areas[place], target)
                     self._io.post(self._start_put, put)
                     puts.append((place, put))
             for place, put in puts:
@@ -258,21 +251,21 @@ class Values:
             self._under_way.discard(put)
             put.end(error)
 
-        if self._io.fetcher is None:
+        data = self._io.data
+        if data is None:
             put.end("the client was closed")
             return
         self._under_way.add(put)
-        self._io.fetcher.put(put.id, put.sizes, put.area, put.target, on_end, monotonic())
+        data.put(put.id, put.area.sizes, put.area, put.target, on_end)
 
 
 class _Put:
     """One value on its way to one worker. error: "" when it is there."""
 
-    __slots__ = ("alarm", "area", "error", "id", "sizes", "target")
+    __slots__ = ("alarm", "area", "error", "id", "target")
 
-    def __init__(self, task: int, sizes: Sequence[int], area: memoryview, target: Target) -> None:
+    def __init__(self, task: int, area: layout.Laid, target: Target) -> None:
         self.id = task
-        self.sizes = sizes
         self.area = area
         self.target = target
         self.alarm = Alarm()
@@ -292,23 +285,3 @@ def _give_up(under_way: set[_Fetch | _Put]) -> None:
         else:
             each.end(None)
     under_way.clear()
-
-
-def _area(frames: Sequence[Buffer]) -> memoryview:
-    """The frames laid out in one run of bytes; a copy unless there is only one."""
-    parts = layout.join(list(frames))
-    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts)).cast("B")
-
-
-def _groups(items: list[list[Buffer]]) -> Iterator[list[list[Buffer]]]:
-    """In order, with a bounded number of bytes per group: each group is copied at once."""
-    group: list[list[Buffer]] = []
-    room = GROUP_BYTES
-    for frames in items:
-        room -= nbytes_of(frames)
-        if group and room < 0:
-            yield group
-            group, room = [], GROUP_BYTES - nbytes_of(frames)
-        group.append(frames)
-    if group:
-        yield group

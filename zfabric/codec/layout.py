@@ -7,6 +7,7 @@ aligned as well as one from malloc. The sizes alone tell the whole layout.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from zfabric.errors import CodecError
@@ -64,3 +65,45 @@ def join(frames: Sequence[bytes | bytearray | memoryview]) -> list[bytes | bytea
         parts.append(frame)
         end += gap + len(frame)
     return parts
+
+
+class Laid:
+    """Frames as if they were joined, without a copy of them: slices of it are parts to send.
+
+    nbytes: of the whole area.  sizes: of the frames.
+    """
+
+    __slots__ = ("_frames", "_offsets", "nbytes", "sizes")
+
+    def __init__(self, frames: Sequence[bytes | bytearray | memoryview]) -> None:
+        self._frames = [memoryview(frame).cast("B").toreadonly() for frame in frames]
+        self.sizes = [len(frame) for frame in self._frames]
+        self._offsets = offsets_of(self.sizes)
+        self.nbytes = nbytes_of(self.sizes)
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, part: slice) -> bytes | memoryview:
+        """Bytes [start, stop): a view where they lie in one frame, else a copy of these few."""
+        start, stop, _ = part.indices(self.nbytes)
+        if start >= stop:
+            return b""
+        offsets, frames = self._offsets, self._frames
+        # Of several frames that begin at one place all but the last are empty.
+        index = bisect_right(offsets, start) - 1
+        inner = start - offsets[index]
+        if stop - offsets[index] <= len(frames[index]):
+            return frames[index][inner : inner + stop - start]
+        pieces: list[bytes | memoryview] = []
+        at = start
+        while at < stop:
+            inner, frame = at - offsets[index], frames[index]
+            piece: bytes | memoryview = frame[inner : inner + stop - at]
+            if not len(piece):
+                end = offsets[index + 1] if index + 1 < len(offsets) else stop
+                piece = bytes(min(stop, end) - at)
+                index += 1
+            pieces.append(piece)
+            at += len(piece)
+        return b"".join(pieces)

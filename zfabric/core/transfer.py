@@ -15,6 +15,7 @@ asks for the rest with Fetch, which is answered by Put.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from zfabric.codec import layout
 from zfabric.codec.compress import decompress_into
@@ -22,8 +23,9 @@ from zfabric.config import DEFAULTS, Settings
 from zfabric.errors import CodecError
 from zfabric.messages import Fetch, Put
 
-WINDOW = 4
-"""Parts asked for and not received: 8 MiB keep a link of 10 Gbit/s and 5 ms full."""
+WINDOW = 6
+"""Parts asked for and not received: 12 MiB keep a link of 10 Gbit/s and 10 ms full, and are what
+a transfer may take of the sender's memory and of a link's queues."""
 
 FIRST_NBYTES = 64 * 1024
 
@@ -35,12 +37,26 @@ PROGRESS_S = 15.0
 asked for ahead, and any of them counts."""
 
 
+class Destination(Protocol):
+    """Where a value's bytes go: a writable memoryview, or a file."""
+
+    def __setitem__(self, part: slice, data: bytes | memoryview, /) -> None: ...
+
+
+class Source(Protocol):
+    """Where they come from: all bytes of the area, or frames that only look like it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview: ...
+
+
 class Download:
     """One value on its way here.
 
     n_sources: how many there are to try, numbered from 0; `source` is the current one.
     nbytes: what the value should have, 0 if unknown.
-    allocate: gives writable memory for frames of these sizes; raises OSError if there is none.
+    allocate: gives a place for frames of these sizes; raises OSError if there is none.
     `sizes` and `area` hold the value once `is_done`; `has_failed` when no source is left.
     """
 
@@ -48,7 +64,7 @@ class Download:
         self,
         id_: int,
         n_sources: int,
-        allocate: Callable[[Sequence[int]], memoryview],
+        allocate: Callable[[Sequence[int]], Destination],
         *,
         nbytes: int = 0,
         settings: Settings = DEFAULTS,
@@ -57,7 +73,7 @@ class Download:
         self.id = id_
         self.source = 0
         self.sizes: tuple[int, ...] = ()
-        self.area: memoryview | None = None
+        self.area: Destination | None = None
         self._n_sources = n_sources
         self._allocate = allocate
         self._nbytes = nbytes
@@ -127,13 +143,13 @@ class Download:
             if area is None or tuple(sizes) != self.sizes:
                 raise CodecError("the sizes changed under way")
             length = min(length, self._total - offset)
-            place = area[offset : offset + length]
             if packing:
-                decompress_into(packing, data, place)
-            elif len(data) != length:
+                raw = memoryview(bytearray(length))
+                decompress_into(packing, data, raw)
+                data = raw
+            if len(data) != length:
                 raise CodecError(f"{len(data)} bytes came in place of {length}")
-            else:
-                place[:] = data
+            area[offset : offset + length] = data
         except (CodecError, OSError):
             self.source_failed(source, now)
             return
@@ -168,7 +184,7 @@ class Upload:
         self,
         id_: int,
         sizes: Sequence[int],
-        area: memoryview,
+        area: Source,
         *,
         n_targets: int = 1,
         settings: Settings = DEFAULTS,

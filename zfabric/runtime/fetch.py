@@ -14,7 +14,7 @@ from typing import Any
 from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.transfer import Download, Upload
+from zfabric.core.transfer import Destination, Download, Source, Upload
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
 from zfabric.keys import KeyPair
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
@@ -64,6 +64,7 @@ class Fetcher:
     poller: in which the data channels are watched; call on_ready() for what it reports and
     owns() knows.  relay: sends frames to a worker through the broker; None where that is closed.
     own: our key, in a fabric that has keys.
+    allocate: gives the memory of a value that comes.
     Nothing here blocks. Callbacks run inside on_ready, on_relay and tick.
     """
 
@@ -76,10 +77,12 @@ class Fetcher:
         settings: Settings = DEFAULTS,
         links: LinkBook | None = None,
         relay_is_local: bool = False,
+        allocate: Callable[[Sequence[int]], Value] = Value.allocate,
     ) -> None:
         """relay_is_local: the broker is on this host, reached without a network."""
         self.links = links or LinkBook(settings)
         self._relay_is_local = relay_is_local
+        self._allocate = allocate
         self._poller = poller
         self._relay = relay
         self._own = own
@@ -110,9 +113,9 @@ class Fetcher:
         move = _Move(("down", id_, 0), self._ways(sources), on_end)
 
         def begin(now: float) -> Download:
-            def allocate(sizes: Sequence[int]) -> memoryview:
-                move.value = Value.allocate(sizes)
-                return move.value.area
+            def allocate(sizes: Sequence[int]) -> Destination:
+                move.value = self._allocate(sizes)
+                return move.value.destination
 
             return Download(
                 id_, len(move.ways), allocate, nbytes=nbytes, settings=self._settings, now=now
@@ -124,7 +127,7 @@ class Fetcher:
         self,
         id_: int,
         sizes: Sequence[int],
-        area: memoryview,
+        area: Source,
         target: Way,
         on_end: Callable[[str], None],
         now: float,

@@ -66,7 +66,7 @@ class LinkBook:
         return [
             {"peer": peer, **link.as_dict()}
             for book in (self._inbound, self._outbound)
-            for peer, link in book.items()
+            for peer, link in list(book.items())  # which another thread may change
         ]
 
     def _link(self, book: OrderedDict[str, Any], peer: str, make: Any) -> Any:

@@ -12,7 +12,7 @@ from msgpack import packb
 from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.transfer import Download
+from zfabric.core.transfer import Destination, Download
 from zfabric.errors import RemoteProtocolError, TransportError
 from zfabric.messages import (
     Chunk,
@@ -158,9 +158,9 @@ class ValueServer:
             del self._uploads[next(iter(self._uploads))]
         upload = _Upload()
 
-        def allocate(sizes: Sequence[int]) -> memoryview:
+        def allocate(sizes: Sequence[int]) -> Destination:
             upload.value = Value.allocate(sizes)
-            return upload.value.area
+            return upload.value.destination
 
         upload.download = Download(id_, 1, allocate, settings=self._settings, now=now)
         upload.download.requests()  # The Put that begins an upload answers this first request.

@@ -16,7 +16,8 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -53,14 +54,13 @@ from zfabric.keys import Join, resolve
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
+from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
-from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.guard import DataGuard
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.store import Store, Value
-from zfabric.runtime.value_server import ValueServer
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
 from zfabric.transport.locality import is_same_host
@@ -150,28 +150,28 @@ class Worker:
         self._hello_at = now
         self._load_at = now
         self._tick_at = now
-        self._fetch_at: float | None = None
         self.act(now)
         self._channel: Channel | None = None
         if direct is None:
             self._channel = dial_broker(address, join, settings)
         self._listener = listen_for_data(address, data_address, settings, insecure, self._guard)
         self._poller = poller or Poller()
-        links = LinkBook(settings)
-        self._fetcher = Fetcher(
-            self._poller,
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        """From the data thread: what is to be done in this one."""
+        self._called_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._data = DataThread(
+            self._call_soon,
             self._relay_to,
             own=join and join.own,
             settings=settings,
-            links=links,
+            links=LinkBook(settings),
             relay_is_local=is_same_host(address),
-        )
-        self._server = ValueServer(
-            self._store, self._listener, self._machine_value_put, settings=settings, links=links
+            store=self._store,
+            listener=self._listener,
+            on_put=self._machine_value_put,
         )
         self._poller.add(self._epoll.fileno())
-        if self._listener is not None:
-            self._poller.add(self._listener)
+        self._poller.add(self._called_fd)
         if self._channel is not None:
             self._poller.add(self._channel)
             for fd in stop.fds:
@@ -214,21 +214,34 @@ class Worker:
         """What the poller found, and what time brought about. Whether the broker spoke."""
         received = False
         slots_fd = self._epoll.fileno()
+        if self._calls:  # whoever put a value may have told the broker of it: first things first
+            self._run_calls()
         for thing in ready:
             if thing is self._channel:
                 self._receive(now)
                 received = True
             elif thing == slots_fd:
                 self._read_slots(now)
-            elif thing is self._listener:
-                self._server.on_ready(now)
+            elif thing == self._called_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(thing)
+                self._run_calls()
             elif isinstance(thing, int):
                 self._stop.check(thing)
-            elif self._fetcher.owns(thing):
-                self._fetcher.on_ready(thing, now)
         if now >= self._tick_at:
             self._tick(now)
         return received
+
+    def _call_soon(self, function: Callable[..., None], *args: Any) -> None:
+        """In the data thread: have function(*args) called in this one's next turn."""
+        self._calls.append((function, args))
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._called_fd, 1)
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            function, args = self._calls.popleft()
+            function(*args)
 
     def await_answer(self, now: float) -> bool:
         """Where the rows are so few and short that their results are due at once, wait for them
@@ -254,8 +267,6 @@ class Worker:
         machine_at = self._machine.wake_at(now)
         if machine_at is not None and machine_at < wake:
             wake = machine_at
-        if self._fetch_at is not None and self._fetch_at < wake:
-            wake = self._fetch_at
         if self._session.has_unsent:
             wake = min(wake, now + (RETRY_S if self._welcomed else RETRY_DIAL_S))
         return max(0.0, wake - now)
@@ -277,8 +288,6 @@ class Worker:
             if now - session.last_heard > settings.dead_s:
                 self._start_over(f"the broker was silent for {settings.dead_s:g} s", now)
         self._slots.reap()
-        if self._server.tick():
-            self._tick_at = min(self._tick_at, now + RETRY_S)
 
     @property
     def _way_in(self) -> str:
@@ -295,9 +304,7 @@ class Worker:
                 pass
         if self._channel is not None:
             self._channel.close(linger_s=0.5)
-        self._fetcher.close()
-        if self._listener is not None:
-            self._listener.close()
+        self._data.close()
         if self._guard is not None:
             self._guard.close()
         self._slots.kill_all()
@@ -401,11 +408,13 @@ class Worker:
             machine.forget(message.fns)  # type: ignore[union-attr]
         elif kind is m.Admit:
             if self._guard is not None:
-                self._guard.admit(tuple(message.keys), self._listener)  # type: ignore[union-attr]
+                keys = tuple(message.keys)  # type: ignore[union-attr]
+                self._guard.admit(keys, None)
+                self._data.run(self._guard.admit, keys, self._listener)
         elif kind is m.Explain:
             self._session.post(explain(machine, message, now))  # type: ignore[arg-type]
         elif kind is m.Relay:
-            self._on_relay(message, now)
+            self._on_relay(message)
         elif kind is m.Bye:
             self._start_over("the broker said good-bye", now)
 
@@ -440,8 +449,7 @@ class Worker:
         for number in list(self._slots.links):
             self._unwatch(number)
         self._slots.kill_all()
-        self._fetcher.close()
-        self._fetch_at = None
+        self._data.reset()
         self._store.clear()
         # Where a whole fabric stops, our own end is on its way: no slots for so short a time.
         self._machine = self._new_machine(now, now + START_OVER_S)
@@ -485,27 +493,20 @@ class Worker:
     def _relay_to(self, number: int, frames: list[Any]) -> None:
         self._session.post(m.Relay(number, tuple(frames)))
 
-    def _on_relay(self, relay: Any, now: float) -> None:
+    def _on_relay(self, relay: Any) -> None:
         if not relay.frames:
-            self._fetcher.on_gone(relay.peer, now)
+            self._data.gone(relay.peer)
             return
         try:
             _, message = wire.decode(relay.frames)
         except RemoteProtocolError:
             return
-
-        def reply(answer: m.Message) -> None:
-            self._relay_to(relay.peer, wire.encode(answer))
-
-        # A Fetch may ask for what we hold, or for more of what we put somewhere.
-        peer = f"session {relay.peer} by way of the broker"
-        if not self._server.on_message(message, reply, peer, now):
-            self._fetcher.on_relay(relay.peer, message, now)
+        self._data.relayed(relay.peer, message)
 
     def _machine_value_put(self, id_: int, nbytes: int) -> None:
         self._machine.value_put(id_, nbytes)
 
-    def _fetch(self, effect: FetchValue, now: float) -> None:
+    def _fetch(self, effect: FetchValue) -> None:
         machine = self._machine
 
         def on_end(value: Value | None) -> None:
@@ -518,7 +519,7 @@ class Worker:
                 self._store.put(effect.id, value)
                 machine.value_fetched(effect.id, value.nbytes)
 
-        self._fetcher.fetch(effect.id, effect.nbytes, effect.sources, on_end, now)
+        self._data.fetch(effect.id, effect.nbytes, effect.sources, on_end)
 
     # --- slots --------------------------------------------------------------------------------
 
@@ -527,8 +528,6 @@ class Worker:
         while effects := self._machine.effects(now):
             for effect in effects:
                 self._perform(effect, now)
-        if self._started != now:
-            self._fetch_at = self._fetcher.tick(now) if not self._fetcher.is_idle else None
 
     def _perform(self, effect: Effect, now: float) -> None:
         kind = type(effect)
@@ -559,7 +558,7 @@ class Worker:
         elif isinstance(effect, AgeOfRow):
             self._tell_age(effect, now)
         elif isinstance(effect, FetchValue):
-            self._fetch(effect, now)
+            self._fetch(effect)
         elif isinstance(effect, ForgetFunctions):
             try:
                 self._slots.links[effect.slot].forget(effect.fns)
