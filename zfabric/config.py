@@ -70,6 +70,17 @@ class Settings:
     """Seconds that a peer whose connection broke has to come back before it is taken for dead.
     A redial takes 0.2 s; a killed worker should be noticed in less than a second."""
 
+    lease_s: float = 60.0
+    """Seconds that a user's client that was cut off, or is silent, has to come back before its
+    tasks are released."""
+
+    lease_bytes: int = 64 * MiB
+    """Bytes of results that are kept meanwhile; beyond that the client is given up."""
+
+    settle_s: float = 3.0
+    """Seconds that a restarted broker waits for the workers it had, before their rows and values
+    are taken for lost."""
+
     connect_timeout_s: float = 5.0
     """Seconds until a first contact without an answer is an error."""
 

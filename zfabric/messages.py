@@ -10,6 +10,7 @@ lengths. What few rows need (dependencies, options) is sparse: a list of (row in
     broker -> client   Results Answer
     broker -> worker   Run Recall Drop Give Free Forget Explain Admit
     worker -> broker   Done Returned Missing Holds Explained
+    peer -> broker     Inventory
     both ways          Hello Welcome Refuse Beat Nack Bye Relay
     data channels      Fetch Chunk Put PutDone NotHere
     relayed            LinksWanted LinksTold
@@ -110,6 +111,13 @@ class Hello(NamedTuple):
     resources: Mapping[str, float] = NOTHING
     data_address: str = ""
     """Where a worker serves its values; "" when nobody can dial in."""
+    previous: int = 0
+    """The token of a session that this one goes on from: another one for a worker, which tells in
+    an Inventory what it still has; the same one for a client. 0: there was none."""
+    acked: int = 0
+    """The highest number of ours that the broker of that session acknowledged."""
+    run: str = ""
+    """The named run whose tasks a client takes up, or begins."""
 
 
 class Welcome(NamedTuple):
@@ -121,6 +129,10 @@ class Welcome(NamedTuple):
     inline_limit: int
     beat_s: float
     dead_s: float
+    resumed: bool = False
+    """The tasks of the session that a client goes on from, or of the run it named, are here."""
+    counter: int = 0
+    """The lowest that the client may use in the ids of new tasks."""
 
 
 class Refuse(NamedTuple):
@@ -315,6 +327,22 @@ class Holds(NamedTuple):
     ids: Sequence[int]
 
 
+class Inventory(NamedTuple):
+    """The first message of a session that goes on from another one: what the peer has, or wants.
+
+    Worker: rows that are here or whose end the broker may not have heard of, and values in the
+    store. Answered by Drop and Free for what is not to be kept. Client: `ids` of the tasks whose
+    end it does not know (`attempts` are 0), answered by Results for those that have ended.
+    """
+
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    values: Sequence[int]
+    sizes: Sequence[int]
+    credit: int
+    """Workers: rows, these included, that it is willing to hold. 0: another part follows."""
+
+
 class Explain(NamedTuple):
     """broker -> worker: say what keeps these rows. Answered by Explained."""
 
@@ -423,6 +451,7 @@ Message = (
     | Holds
     | Explain
     | Explained
+    | Inventory
     | Fetch
     | Chunk
     | Put

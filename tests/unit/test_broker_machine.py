@@ -340,7 +340,7 @@ def test_a_connection_that_carries_a_second_session_stays_with_it(house: House) 
     first.say(m.Bye())
     assert house.machine.routes[second.link] is house.machine.sessions[2]
     house.machine.gone(second.link, house.now)
-    house.pass_time(1.0)
+    house.pass_time(SETTINGS.lease_s + 1.0, step=1.0)
     assert not house.machine.sessions
 
 
@@ -459,3 +459,46 @@ def test_a_message_that_does_not_fit_the_link_ends_its_session_alone(house: Hous
     house.machine.end_unsendable(record, "a frame of 9 MB", house.now)
     assert list(house.machine.by_number) == [two.number]
     assert any("9 MB" in text for _, text in house.machine.log)
+
+
+def test_a_client_that_was_cut_off_has_a_lease(house: House) -> None:
+    client = house.peer(1).greet()
+    house.machine.gone(client.link, house.now)
+    house.pass_time(SETTINGS.lease_s - 1.0, step=1.0)
+    client.redial()
+    client.say(m.Submit([FUNCTION], [task_id(client.number, 1)], [FN], [b""]))
+    assert len(house.machine.scheduler.tasks) == 1
+    house.machine.gone(client.link, house.now)
+    house.pass_time(SETTINGS.lease_s + 1.0, step=1.0)
+    assert not house.machine.sessions
+    assert not house.machine.scheduler.tasks
+
+
+def test_what_is_kept_for_a_client_that_is_away_is_bounded() -> None:
+    house = House(Settings(lease_bytes=1000))
+    client = house.peer(1).greet()
+    record = house.machine.sessions[1]
+    house.machine.gone(client.link, house.now)
+    record.session.post(m.Answer(1, b"x" * 900))
+    house.pass_time(2.0)
+    assert house.machine.sessions
+    record.session.post(m.Answer(2, b"x" * 900))
+    house.pass_time(2.0)
+    assert not house.machine.sessions
+
+
+def test_a_worker_begins_again_before_its_old_session_was_given_up(house: House) -> None:
+    old = house.peer(1, m.WORKER, name="w").greet()
+    client = house.peer(2).greet()
+    client.say(m.Submit([FUNCTION], [task_id(client.number, 1)], [FN], [b""]))
+    assert [type(message) for message in old.heard if type(message) is m.Run]
+    new = house.peer(3, m.WORKER, name="w", previous=1).greet()
+    assert new.welcome is not None
+    assert new.welcome.name == "w"
+    assert 1 not in house.machine.sessions
+    row = task_id(client.number, 1)
+    assert new.say(m.Inventory([row], [1], [], [], 2)) == []
+    said = new.say(m.Done([row], [1], bytes([m.VALUE]), [b"v"], 2))
+    assert said == []
+    house.deliver(client)
+    assert any(type(message) is m.Results for message in client.heard)

@@ -223,17 +223,22 @@ class BrokerMachine:
                 if record.gone_at is not None:
                     record.gone_at = min(now, record.gone_at + asleep)
             silent = now - session.last_heard
-            if record.gone_at is not None and now - record.gone_at >= settings.grace_s:
+            grace_s, dead_s = self._patience(record)
+            if record.gone_at is not None and now - record.gone_at >= grace_s:
                 self._end(record, "its connection broke and it did not come back", now)
                 continue
-            if silent >= settings.dead_s:
+            if silent >= settings.suspect_s or record.gone_at is not None:
+                if session.unacked_nbytes() > settings.lease_bytes:
+                    self._end(record, "it does not read what is kept for it", now)
+                    continue
+            if silent >= dead_s:
                 self._end(record, f"silent for {silent:.0f} s", now)
                 continue
             if record.hello.role == m.WORKER:
                 suspect = silent >= settings.suspect_s or record.gone_at is not None
                 self.scheduler.set_suspect(record.number, suspect)
             if record.gone_at is not None:
-                wake = min(wake, record.gone_at + settings.grace_s)
+                wake = min(wake, record.gone_at + grace_s)
             wake = min(wake, session.tick(now))
             if session.has_unsent:
                 self.dirty[record] = None
@@ -247,6 +252,21 @@ class BrokerMachine:
         if self.scheduler.has_surplus():
             wake = min(wake, now + RECALL_CHECK_S)
         return wake
+
+    def _patience(self, record: SessionRecord) -> tuple[float, float]:
+        """Seconds that a peer may be without a connection, and silent, before it is given up.
+
+        Rows of a worker that was killed should soon run elsewhere, and what it has if it comes
+        back later is not lost (core.resync). Users want to find their results when a network
+        returns. A client inside a task ends with that, as a rule.
+        """
+        settings = self.settings
+        if record.hello.role == m.WORKER:
+            return settings.grace_s, settings.dead_s
+        if record.hello.depth:
+            return max(settings.grace_s, settings.suspect_s), settings.dead_s
+        lease_s = max(settings.grace_s, settings.lease_s)
+        return lease_s, max(settings.dead_s, lease_s)
 
     def turn(self) -> None:
         """The end of a turn: what the scheduler has to say goes into the sessions."""
@@ -323,6 +343,9 @@ class BrokerMachine:
             self.log.append((logging.WARNING, text))
             self._reply(peer, header.token, refusal)
             return
+        before = self.sessions.get(hello.previous)
+        if before is not None and hello.role == m.WORKER == before.hello.role:
+            self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
         record = self._add(hello, session, now)
         if admission is not None:
@@ -542,7 +565,7 @@ RECALL_CHECK_S = 0.05
 
 
 def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> WorkerRecord:
-    return WorkerRecord(
+    worker = WorkerRecord(
         number,
         name,
         hello.slots,
@@ -553,3 +576,6 @@ def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> Worker
         pid=hello.pid,
         now=now,
     )
+    if hello.previous:
+        worker.credit = 0  # until it has told what it holds
+    return worker

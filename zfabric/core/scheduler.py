@@ -26,6 +26,7 @@ from typing import Any
 
 from zfabric import messages as m
 from zfabric.config import DEFAULTS, Settings
+from zfabric.core import resync
 from zfabric.core.outbound import Outgoing, to_client, to_worker
 from zfabric.core.outcomes import read_text, text_payload
 from zfabric.core.placement import WorkerRecord
@@ -105,7 +106,9 @@ class Scheduler:
                 if row.history and count(row, m.LOST) >= MAX_LOSSES:
                     self.table.fail(row, m.KILLED, killed(row, "was lost with its worker"))
                 else:
+                    attempt = row.attempt
                     self.table.requeue(row)
+                    self.table.lost[row.id] = (attempt, row.attempt)
         for id_ in sorted(worker.values):
             task = self.tasks.get(id_)
             if task is not None and task.holders and worker in task.holders:
@@ -174,6 +177,7 @@ class Scheduler:
         """The client no longer wants these. Unknown ones were released before."""
         tasks = self.tasks
         unneeded = self.table.unneeded
+        lost = self.table.lost
         for id_ in message.ids:
             task = tasks.get(id_)
             if task is None or task.owner is not client:
@@ -183,6 +187,8 @@ class Scheduler:
                 continue
             if task.state == DONE and not task.lineage and not task.deps and not task.holders:
                 del tasks[id_]
+                if lost:
+                    lost.pop(id_, None)
             else:
                 unneeded.append(task)
         if unneeded:
@@ -355,6 +361,14 @@ class Scheduler:
                 worker.frees.append(id_)
                 self.table.dirty_workers[worker] = None
 
+    def worker_came_back(self, worker: WorkerRecord, message: m.Inventory, now: float) -> None:
+        """What a worker has kept from a session before this one."""
+        resync.worker_came_back(self.table, worker, message)
+
+    def client_came_back(self, client: ClientRecord, message: m.Inventory, now: float) -> None:
+        """What a client has yet to hear of."""
+        resync.client_came_back(self.table, client, message)
+
     # --- the end of a turn ------------------------------------------------------------------------
 
     def flush(self) -> list[Outgoing]:
@@ -369,7 +383,8 @@ class Scheduler:
             self.table.dirty_workers.clear()
         if self.table.dirty_clients:
             for client in self.table.dirty_clients:
-                to_client(client, said, self.settings)
+                if not client.held_back:
+                    to_client(client, said, self.settings)
             self.table.dirty_clients.clear()
         self.table.said = []
         return said
@@ -415,6 +430,7 @@ _CLIENT_HANDLERS: dict[type, _Handler] = {
     m.Retry: Scheduler.retry,
     m.Register: Scheduler.register,
     m.Ask: Scheduler.ask,
+    m.Inventory: Scheduler.client_came_back,
 }
 
 _WORKER_HANDLERS: dict[type, _Handler] = {
@@ -422,6 +438,7 @@ _WORKER_HANDLERS: dict[type, _Handler] = {
     m.Returned: Scheduler.returned,
     m.Missing: Scheduler.missing,
     m.Holds: Scheduler.holds,
+    m.Inventory: Scheduler.worker_came_back,
 }
 
 

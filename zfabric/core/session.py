@@ -147,6 +147,10 @@ class Session:
         """Messages that the peer may not have."""
         return len(self._outbox)
 
+    def unacked_nbytes(self) -> int:
+        """Bytes kept for the peer. Counted anew each time, for moments when nothing moves."""
+        return sum(body.nbytes for body in self._outbox)
+
     @property
     def has_unsent(self) -> bool:
         """Whether next_frames() would give one."""

@@ -35,6 +35,7 @@ from msgpack import packb
 
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.pace import Pace
+from zfabric.core.rejoin import ended_again, inventory
 from zfabric.core.supervisor_effects import (
     SKIPPED,
     Effect,
@@ -58,6 +59,7 @@ from zfabric.messages import (
     Done,
     Give,
     Holds,
+    Inventory,
     Message,
     Missing,
     Returned,
@@ -103,7 +105,7 @@ class Supervisor:
         self._recall_asked = False
         self._forgotten: set[int] = set()
         """Functions that the broker took away, but that a row here still calls."""
-        self._unacked: deque[tuple[int, Sequence[int]]] = deque()
+        self._unacked: deque[tuple[int, Done]] = deque()
         self._done: tuple[list[int], list[int], bytearray, list[bytes]] = ([], [], bytearray(), [])
         self._missing: list[int] = []
         self._copied: list[int] = []
@@ -243,14 +245,35 @@ class Supervisor:
     def done_posted(self, message: Done, seq: int) -> None:
         """A Done from messages() got this number in the session."""
         if message.ids:
-            self._unacked.append((seq, message.ids))
+            self._unacked.append((seq, message))
 
     def acked(self, seq: int) -> None:
         """The broker has everything up to this number."""
         unacked, inline = self._unacked, self.table.inline
         while unacked and unacked[0][0] <= seq:
-            for id_ in unacked.popleft()[1]:
+            for id_ in unacked.popleft()[1].ids:
                 inline.pop(id_, None)
+
+    def rejoin(self, now: float) -> list[Inventory]:
+        """The broker knows this worker no more: what to tell it first when it takes us again.
+
+        Rows go on and values stay, until it says which of them it does not want. The ends that
+        it may not have heard of are told again behind the inventory, in which their rows count as
+        running: an end counts only for an attempt that the broker has, or has taken back.
+        """
+        table = self.table
+        done = ended_again([message for _, message in self._unacked], self._done)
+        self._unacked.clear()
+        self._done = done
+        self._missing.clear()
+        self._copied.clear()
+        self._recall_asked = False
+        # Rows given back are the broker's again in any case, and what it lent us it forgot.
+        table.returned = ([], [])
+        table.recalled.clear()
+        table.given.clear()
+        self.forget(list(table.functions))
+        return inventory(done, table, self._new_credit(now), self._settings.batch_rows)
 
     def _withdraw(self, ids: set[int]) -> list[Entry]:
         """Take rows out of line; returns those that were in no slot.

@@ -63,6 +63,11 @@ class TaskTable:
         self.dirty_workers: dict[WorkerRecord, None] = {}
         self.said: list[Outgoing] = []
         self.strikes: dict[int, int] = {}
+        self.lost: dict[int, tuple[int, int]] = {}
+        """For unfinished tasks whose worker was lost: its attempt, and the task's number then. If
+        the task still has that number, nobody has been given it since; see core.resync."""
+        self.least_attempt = 0
+        """Attempts that began under this broker have numbers above this."""
         self.must_place = False
         """Something may be placed that could not be before."""
 
@@ -119,6 +124,9 @@ class TaskTable:
             again.value = None
             again.nbytes = 0
             again.worker = None
+            again.attempt = max(again.attempt, self.least_attempt)
+            if self.lost:
+                self.lost.pop(again.id, None)
             again.n_waiting = 0
             failed = None
             for dep in again.deps:
@@ -216,6 +224,7 @@ class TaskTable:
         returns what waits for a row that ended without a value.
         """
         self.leave_worker(task)
+        task.attempt = max(task.attempt, self.least_attempt)
         task.n_waiting = sum(dep.state != DONE for dep in task.deps)
         if task.n_waiting:
             task.state = WAITING
@@ -353,6 +362,8 @@ class TaskTable:
             del tasks[task.id]
             if self.strikes:
                 self.strikes.pop(task.id, None)
+            if self.lost:
+                self.lost.pop(task.id, None)
 
     def free_copies(self, task: TaskRecord) -> None:
         if task.holders:

@@ -118,7 +118,16 @@ class TaskRecord:
 class ClientRecord:
     """A client session, and the rows that go out to it at the end of this turn."""
 
-    __slots__ = ("depth", "functions", "ids", "name", "number", "payloads", "statuses")
+    __slots__ = (
+        "depth",
+        "functions",
+        "held_back",
+        "ids",
+        "name",
+        "number",
+        "payloads",
+        "statuses",
+    )
 
     def __init__(self, number: int, name: str, depth: int = 0) -> None:
         self.number = number
@@ -129,3 +138,5 @@ class ClientRecord:
         self.ids: list[int] = []
         self.statuses = bytearray()
         self.payloads: list[bytes] = []
+        self.held_back = False
+        """Nothing goes out to it until it has said what it waits for."""

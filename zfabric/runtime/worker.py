@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import random
 import resource
 import select
 import socket
@@ -88,6 +89,9 @@ SOON_S = 0.001
 
 START_OVER_S = 0.3
 
+REJOIN_S = 0.2
+"""Seconds over which workers spread their coming back to a broker that has restarted."""
+
 SLOT_ERRORS = (CodecError, OSError, IndexError, struct.error)
 """What one slot can bring about, by what it sends or for want of descriptors: it ends alone."""
 
@@ -145,7 +149,8 @@ class Worker:
         self._said_trouble = ""
         self._refused = ""
         self._welcomed = False
-        self._lost_at: float | None = None
+        self._previous = 0
+        """The token of the session that this one goes on from."""
         self._acked = 0
         self._hello_at = now
         self._load_at = now
@@ -286,7 +291,10 @@ class Worker:
                 session.load = self._load()
             self._tick_at = min(self._tick_at, session.tick(now))
             if now - session.last_heard > settings.dead_s:
-                self._start_over(f"the broker was silent for {settings.dead_s:g} s", now)
+                # It may sleep, or be cut off. Nothing is given up: it will tell what it knows.
+                log.warning("the broker was silent for %g s", settings.dead_s)
+                session.last_heard = now
+                session.reconnected()
         self._slots.reap()
 
     @property
@@ -345,6 +353,7 @@ class Worker:
             threads=self._kind == "thread",
             resources=self._resources,
             data_address=self._data_address(),
+            previous=self._previous,
         )
 
     def _data_address(self) -> str:
@@ -416,7 +425,7 @@ class Worker:
         elif kind is m.Relay:
             self._on_relay(message)
         elif kind is m.Bye:
-            self._start_over("the broker said good-bye", now)
+            self._rejoin("the broker said good-bye", now)
 
     def _on_welcome(self, header: wire.Header, message: Any, now: float) -> None:
         if self._welcomed:
@@ -429,23 +438,42 @@ class Worker:
             link.send_config(self._way_in, self._name, self._inline_limit)
         log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)
         self._tick_at = now
+        if self._previous:
+            for part in self._machine.rejoin(now):
+                self._session.post(part)
         tell_ready(self._ready_fd, self._name)
         self._ready_fd = None
 
     def _on_refuse(self, message: Any, now: float) -> None:
         if message.code in ("unknown", "closing", "protocol"):
-            if self._welcomed:
-                closing = message.code == "closing"
-                self._start_over(message.text, now, logging.INFO if closing else logging.WARNING)
+            if self._welcomed and message.code == "protocol":
+                self._start_over(message.text, now)
+            elif self._welcomed:
+                self._rejoin(message.text, now)
         else:
             self._refused = f"the broker at {self._address} refused this worker: {message.text}"
 
-    def _start_over(self, why: str, now: float, level: int = logging.WARNING) -> None:
-        """The broker does not know us any more: as a new worker, without rows and values."""
-        log.log(level, "%s; joining again as a new worker", why)
+    def _rejoin(self, why: str, now: float) -> None:
+        """The broker does not know us any more: rows go on, values stay, and we say so."""
+        log.info("%s; joining again", why)
+        self._previous = self._session.token
+        self._new_session(now)
+        # Not all workers at the same moment.
+        self._tick_at = now + random.uniform(0.0, REJOIN_S)
+
+    def _new_session(self, now: float) -> None:
         self._welcomed = False
         self._session = Session(new_token(), settings=self._settings, now=now)
         self._acked = 0
+        self._started = self._tick_at = now
+        self._said_no_answer = False
+
+    def _start_over(self, why: str, now: float) -> None:
+        """We and the broker do not understand each other: as a new worker, without rows and
+        values."""
+        log.warning("%s; joining again as a new worker", why)
+        self._previous = 0
+        self._new_session(now)
         for number in list(self._slots.links):
             self._unwatch(number)
         self._slots.kill_all()
@@ -453,8 +481,6 @@ class Worker:
         self._store.clear()
         # Where a whole fabric stops, our own end is on its way: no slots for so short a time.
         self._machine = self._new_machine(now, now + START_OVER_S)
-        self._started = self._tick_at = now
-        self._said_no_answer = False
 
     def speak(self, now: float) -> None:
         session, machine = self._session, self._machine

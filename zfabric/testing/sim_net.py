@@ -22,6 +22,8 @@ class Agenda:
         self.rng = rng
         self.now = 0.0
         self.n_steps = 0
+        self.begun: set[tuple[int, int]] = set()
+        """(task, attempt) of every row that began in some slot."""
         self._entries: list[Entry] = []
         self._count = itertools.count()
 
@@ -119,6 +121,8 @@ class Dial:
         self._weather = weather
         self._rng = owner.agenda.rng
         self._redial_at = 0.0
+        self.unreachable_until = 0.0
+        """A redial before that time would find nobody."""
         self._left: Listener | None = None
         self.connection: Connection | None = None
 
@@ -142,7 +146,8 @@ class Dial:
         frames = connection.down.recv(now)
         if frames is None and connection.broken and not len(connection.down):
             self.connection = None
-            self._redial_at = now + self._rng.choice([0.0, 0.05, 0.2, 0.4])
+            redial_at = now + self._rng.choice([0.0, 0.05, 0.2, 0.4])
+            self._redial_at = max(redial_at, self.unreachable_until)
             return []
         return frames
 

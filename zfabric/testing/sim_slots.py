@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from msgpack import packb, unpackb
 
 from zfabric.core.supervisor_effects import SKIPPED
+from zfabric.errors import InternalError
 from zfabric.messages import ERROR, STORED, VALUE
 from zfabric.testing.sim_net import NEVER
 
@@ -62,9 +63,18 @@ class Running(NamedTuple):
 
 
 class SimSlot:
-    """One slot. Times are virtual seconds.  may_fail: now and then it does not even start."""
+    """One slot. Times are virtual seconds.  may_fail: now and then it does not even start.
+    begun: (task, attempt) of all rows that any slot of the fabric ever began.
+    """
 
-    def __init__(self, rng: random.Random, now: float, may_fail: bool = True) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        now: float,
+        may_fail: bool = True,
+        begun: set[tuple[int, int]] | None = None,
+    ) -> None:
+        self._begun = set() if begun is None else begun
         self._rng = rng
         self._functions: dict[int, bytes] = {}
         self._queue: deque[tuple[Sequence[Any], list[Any]]] = deque()
@@ -218,6 +228,9 @@ class SimSlot:
         if values is None:
             self._running = Running(row, None, [0.0, GOOD, False, 0], clock, clock)
             return
+        if (row[0], row[1]) in self._begun:
+            raise InternalError(f"attempt {row[1]} of task {row[0]:x} is begun a second time")
+        self._begun.add((row[0], row[1]))
         spec = unpackb(row[3] or values[-1])
         seconds, behaviour = spec[0], spec[1]
         if behaviour == BLOCKS:

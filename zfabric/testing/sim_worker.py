@@ -60,18 +60,27 @@ class SimWorker(Node):
         """Chance that a fetch finds nobody."""
         self._n_slots = n_slots
         self._resources = resources or {}
+        self._previous = 0
+        self.n_rejoined = 0
         self._begin(agenda.now)
         self.wake(agenda.now)
 
-    def _begin(self, now: float) -> None:
+    def _new_session(self, now: float) -> None:
         self.welcomed = False
         self.session = Session(self.agenda.rng.getrandbits(62) + 1, settings=self.settings, now=now)
-        self.machine = Supervisor(self._n_slots, settings=self.settings, now=now)
-        self.slots: dict[int, SimSlot] = {}
         self._leave_directory()
-        self.store.clear()
         self._acked = 0
         self._tick_at = now
+
+    def _rejoin(self, now: float) -> None:
+        self._previous = self.session.token
+        self.n_rejoined += 1
+        self._new_session(now)
+
+    def _begin(self, now: float) -> None:
+        self._new_session(now)
+        self.machine = Supervisor(self._n_slots, settings=self.settings, now=now)
+        self.slots: dict[int, SimSlot] = {}
         self._ended: list[tuple[float, Supervisor, FetchValue]] = []
 
     # --- the process --------------------------------------------------------------------------
@@ -126,13 +135,15 @@ class SimWorker(Node):
                     m.Hello(
                         m.WORKER, self.name, "1", "3", "host", 1, slots=self._n_slots,
                         resources=self._resources, data_address=self.name,
+                        previous=self._previous,
                     )
                 )  # fmt: skip
             return
         session.load = (self.machine.n_rows, self.machine.n_running)
         self._tick_at = min(self._tick_at, session.tick(now))
         if now - session.last_heard > settings.dead_s:
-            self._begin(now)
+            session.last_heard = now
+            session.reconnected()
 
     # --- the broker ---------------------------------------------------------------------------
 
@@ -162,11 +173,14 @@ class SimWorker(Node):
                 self.number = message.number
                 self.directory[self.number] = self
                 self._tick_at = now
+                if self._previous:
+                    for part in self.machine.rejoin(now):
+                        self.session.post(part)
         elif kind is m.Refuse:
             if self.welcomed and message.code in ("unknown", "closing", "protocol"):
                 if message.code == "protocol":
                     raise InternalError(f"the broker says that we broke the protocol: {message}")
-                self._begin(now)
+                self._rejoin(now)
             elif not self.welcomed and message.code != "unknown":
                 raise InternalError(f"refused: {message}")
         elif not self.welcomed:
@@ -277,7 +291,9 @@ class SimWorker(Node):
         elif kind is StartSlot:
             # Several in a row would mean that none can be started, which ends a worker.
             self._n_started += 1
-            self.slots[effect.slot] = SimSlot(self.agenda.rng, now, self._n_started % 4 == 0)
+            self.slots[effect.slot] = SimSlot(
+                self.agenda.rng, now, self._n_started % 4 == 0, self.agenda.begun
+            )
         elif kind is StopSlot:
             del self.slots[effect.slot]
         else:

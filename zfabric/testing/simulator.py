@@ -38,7 +38,9 @@ HABITS = (
     "cancel retry scatter fetch"
 ).split()
 
-FAULTS = "cut slow_cut kill_worker stop_worker kill_client stop_client stop_broker restart".split()
+FAULTS = (
+    "cut slow_cut long_cut flap kill_worker stop_worker kill_client stop_client stop_broker restart"
+).split()
 
 BEAT_NBYTES = 6
 """Bodies up to here are beats and the like, which change no task."""
@@ -356,6 +358,12 @@ class Simulation:
             rng.choice(peers).dial.cut()
         elif fault == "slow_cut" and peers:
             rng.choice(peers).dial.cut(told_after_s=rng.choice([0.3, 3.0, 12.0]))
+        elif fault == "long_cut" and peers:
+            self._cut_for(rng.choice(peers), rng.choice([0.7, 3.0, 12.0]))
+        elif fault == "flap" and peers:
+            peer = rng.choice(peers)
+            for n in range(rng.randint(2, 6)):
+                self.agenda.at(self.agenda.now + n, lambda: self._cut_for(peer, 0.7))
         elif fault == "kill_worker" and workers:
             rng.choice(workers).die()
             if rng.random() < 0.8:
@@ -375,6 +383,11 @@ class Simulation:
             for peer in peers:
                 peer.dial.cut()
             self._later(self._restart_broker)
+
+    def _cut_for(self, peer: SimWorker | SimClient, seconds: float) -> None:
+        """No connection for so long; the broker may hear of it only much later."""
+        peer.dial.unreachable_until = self.agenda.now + seconds
+        peer.dial.cut(told_after_s=self.rng.choice([0.0, 0.0, 0.3, 12.0]))
 
     def _later(self, act: Any) -> None:
         self.agenda.at(self.agenda.now + self.rng.choice([0.0, 0.1, 1.0]), act)

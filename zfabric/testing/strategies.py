@@ -123,6 +123,18 @@ def _registers(draw: st.DrawFn) -> m.Register:
     return m.Register(draw(columns(n, u64)), sizes, draw(columns(n, holders)))
 
 
+@st.composite
+def _inventories(draw: st.DrawFn) -> m.Inventory:
+    n, k = draw(st.integers(0, 6)), draw(st.integers(0, 6))
+    return m.Inventory(
+        draw(columns(n, u64)),
+        draw(columns(n, u64)),
+        draw(columns(k, u64)),
+        draw(columns(k, value_sizes)),
+        draw(u63),
+    )
+
+
 _parts = (
     u63,
     st.integers(0, 1 << 48),
@@ -146,8 +158,21 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         threads=st.booleans(),
         resources=resources,
         data_address=texts,
+        previous=u63,
+        acked=u63,
+        run=texts,
     ),
-    m.Welcome: st.builds(m.Welcome, st.integers(1, 1 << 23), texts, texts, u63, _seconds, _seconds),
+    m.Welcome: st.builds(
+        m.Welcome,
+        st.integers(1, 1 << 23),
+        texts,
+        texts,
+        u63,
+        _seconds,
+        _seconds,
+        st.booleans(),
+        u63,
+    ),
     m.Refuse: st.builds(m.Refuse, texts, texts),
     m.Beat: st.builds(m.Beat, u63, st.lists(u64, max_size=8).map(tuple)),
     m.Nack: st.builds(m.Nack, u63),
@@ -178,6 +203,7 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Holds: st.builds(m.Holds, id_columns),
     m.Explain: st.builds(m.Explain, u63, id_columns),
     m.Explained: _explained(),
+    m.Inventory: _inventories(),
     m.Fetch: st.builds(
         m.Fetch, u63, u63, u63, st.lists(st.text(max_size=12), max_size=3).map(tuple), u63
     ),

@@ -39,6 +39,10 @@ __all__ = ["Body", "Header", "decode", "encode", "encode_body", "encode_header"]
 MAX_VALUE = 1 << 46
 """Bytes of the largest value. Sizes are passed on: nobody may bring in one that others refuse."""
 
+LEAST_HELLO = 11
+"""Fields of the first Hello there was. Those that were added since may be missing, and further
+ones be there: it has to be read across versions."""
+
 Frame = bytes | memoryview
 Bulk = tuple[Frame, ...]
 
@@ -113,7 +117,10 @@ def decode(frames: Sequence[Frame]) -> tuple[Header, m.Message]:
         raise RemoteProtocolError("sequence", "a sequence number is missing or out of place")
     try:
         fields = unpackb(frames[1])
-        if type(fields) is not list or len(fields) != kind.n_fields:
+        if type(fields) is not list or (
+            len(fields) != kind.n_fields
+            and not (kind.message is m.Hello and len(fields) >= LEAST_HELLO)
+        ):
             raise Malformed("not the fields of this kind of message")
         return header, kind.read(fields, tuple(frames[2:]))
     except Malformed as exc:
@@ -152,6 +159,16 @@ def _read_hello(f: list[Any], bulk: Bulk) -> m.Hello:
         f[8],
         read_resources(f[9]),
         read_text(f[10], 512),
+        *_read_hello_again(f[11:]),
+    )
+
+
+def _read_hello_again(f: list[Any]) -> tuple[int, int, str]:
+    """What a Hello may leave out. What a later one has beyond these means nothing here."""
+    return (
+        read_int(f[0]) if f else 0,
+        read_int(f[1]) if len(f) > 1 else 0,
+        read_text(f[2], 256) if len(f) > 2 else "",
     )
 
 
@@ -164,6 +181,8 @@ def _read_welcome(f: list[Any], bulk: Bulk) -> m.Welcome:
         read_int(f[3]),
         read_seconds(f[4]),
         read_seconds(f[5]),
+        bool(read_int(f[6], 0, 1)),
+        read_int(f[7]),
     )
 
 
@@ -223,6 +242,16 @@ def _read_admit(f: list[Any], bulk: Bulk) -> m.Admit:
     if type(keys) is not list or any(type(key) is not bytes or len(key) != 32 for key in keys):
         raise Malformed("a key is 32 bytes")
     return m.Admit(tuple(keys))
+
+
+def _read_inventory(f: list[Any], bulk: Bulk) -> m.Inventory:
+    _no_bulk(bulk)
+    ids, attempts, values, sizes = (read_ids(column) for column in f[:4])
+    if len(ids) != len(attempts) or len(values) != len(sizes):
+        raise Malformed("a column has another length than its ids")
+    if sizes and max(sizes) > MAX_VALUE:
+        raise Malformed("a value is larger than any can be")
+    return m.Inventory(ids, attempts, values, sizes, read_int(f[4]))
 
 
 def _read_explain(f: list[Any], bulk: Bulk) -> m.Explain:
@@ -390,16 +419,28 @@ _KINDS: dict[int, _Kind] = {
             x.threads,
             dict(x.resources),
             x.data_address,
+            x.previous,
+            x.acked,
+            x.run,
         ),
         _read_hello,
-        11,
+        14,
     ),
     2: _Kind(
         m.Welcome,
         False,
-        lambda x: (x.number, x.name, x.zfabric, x.inline_limit, x.beat_s, x.dead_s),
+        lambda x: (
+            x.number,
+            x.name,
+            x.zfabric,
+            x.inline_limit,
+            x.beat_s,
+            x.dead_s,
+            int(x.resumed),
+            x.counter,
+        ),
         _read_welcome,
-        6,
+        8,
     ),
     3: _Kind(m.Refuse, False, lambda x: (x.code, x.text), _read_refuse, 2),
     4: _Kind(m.Beat, False, lambda x: (x.sent, x.load), _read_beat, 2),
@@ -481,6 +522,19 @@ _KINDS: dict[int, _Kind] = {
     50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 4),
     51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
     52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+    76: _Kind(
+        m.Inventory,
+        True,
+        lambda x: (
+            pack_ids(x.ids),
+            pack_ids(x.attempts),
+            pack_ids(x.values),
+            pack_ids(x.sizes),
+            x.credit,
+        ),
+        _read_inventory,
+        5,
+    ),
     96: _Kind(m.LinksWanted, False, lambda x: (x.request,), _int_reader(m.LinksWanted), 1),
     97: _Kind(m.LinksTold, False, lambda x: (x.request, x.payload), _read_links_told, 2),
     100: _Kind(m.Explain, True, lambda x: (x.ticket, pack_ids(x.ids)), _read_explain, 2),

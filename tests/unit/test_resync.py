@@ -1,0 +1,153 @@
+"""A worker that comes back says what it has; the broker keeps what still counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from zfabric import messages as m
+from zfabric.core.outcomes import stored_payload
+from zfabric.core.supervisor import Supervisor
+from zfabric.core.tasks import ASSIGNED, DONE, READY
+from zfabric.messages import CANCELLED, ERROR, STORED, VALUE
+from zfabric.testing.bench import Bench, results, run, tid
+
+BIG = 1 << 20
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.client(1)
+    bench.worker(101, credit=2)
+    return bench
+
+
+def inventory(*rows: tuple[int, int], values: tuple[int, ...] = (), credit: int = 2) -> m.Inventory:
+    ids = [tid(n) for n, _ in rows]
+    attempts = [attempt for _, attempt in rows]
+    return m.Inventory(ids, attempts, [tid(n) for n in values], [BIG] * len(values), credit)
+
+
+def test_rows_that_nobody_else_has_go_on_under_their_attempt(bench: Bench) -> None:
+    bench.submit(1, 2)
+    bench.worker_left(101)
+    assert bench.states(1, 2) == [READY, READY]
+    bench.worker(102, credit=0)
+    assert bench.say(102, inventory((1, 1), (2, 1))) == []
+    assert bench.states(1, 2) == [ASSIGNED, ASSIGNED]
+    assert bench.ended(1, worker=102) == [(1, results(1))]
+    assert not bench.task(2).history
+
+
+def test_rows_that_another_worker_has_are_dropped(bench: Bench) -> None:
+    bench.submit(1)
+    bench.worker_left(101)
+    bench.worker(102, credit=1)
+    bench.turn()
+    bench.worker(103, credit=0)
+    assert bench.say(103, inventory((1, 1))) == [(103, m.Drop([tid(1)]))]
+    late = m.Done([tid(1)], [1], bytes([VALUE]), [b"late"], 2)
+    assert bench.say(103, late) == []
+    assert bench.task(1).attempt == 2
+
+
+def test_an_attempt_that_was_cancelled_is_not_taken_back_by_a_retry(bench: Bench) -> None:
+    bench.submit(1)
+    bench.worker_left(101)
+    bench.say(1, m.Cancel([tid(1)]))
+    bench.say(1, m.Retry([tid(1)]))
+    bench.worker(102, credit=0)
+    assert bench.say(102, inventory((1, 1)))[0] == (102, m.Drop([tid(1)]))
+
+
+def test_an_attempt_whose_end_was_heard_is_not_taken_back(bench: Bench) -> None:
+    bench.submit(1, options={1: m.TaskOptions(retries=3)})
+    bench.scheduler.workers[101].credit = 0
+    bench.ended(1, status=ERROR, payload=b"exc", credit=0)
+    bench.worker_left(101)
+    bench.worker(102, credit=0)
+    assert (102, m.Drop([tid(1)])) in bench.say(102, inventory((1, 1), credit=0))
+
+
+def test_values_are_copies_or_ends(bench: Bench) -> None:
+    bench.submit(1, 2)
+    bench.stored(1)
+    bench.worker_left(101)
+    bench.worker(102, credit=0)
+    found = stored_payload(BIG, [(102, "ipc://102")])
+    said = bench.say(102, inventory(values=(1, 2, 9)))
+    assert said == [
+        (102, m.Free([tid(9)])),
+        (1, m.Results([tid(1), tid(2)], bytes([STORED, STORED]), [found, found])),
+    ]
+    assert bench.states(1, 2) == [DONE, DONE]
+
+
+def test_a_value_ends_the_row_that_would_make_it_again(bench: Bench) -> None:
+    bench.submit(1)
+    bench.stored(1)
+    bench.worker_left(101)
+    bench.worker(102, credit=1)
+    bench.turn()
+    bench.worker(103, credit=0)
+    said = bench.say(103, inventory(values=(1,)))
+    assert (102, m.Drop([tid(1)])) in said
+    assert bench.states(1) == [DONE]
+
+
+def test_a_lost_value_is_not_kept_of_a_task_that_was_let_go(bench: Bench) -> None:
+    bench.submit(1)
+    bench.worker_left(101)
+    bench.release(1)
+    bench.worker(102, credit=0)
+    assert bench.say(102, inventory((1, 1), values=(1,))) == [
+        (102, m.Drop([tid(1)])),
+        (102, m.Free([tid(1)])),
+    ]
+    assert not bench.scheduler.table.lost
+
+
+def test_a_client_is_told_the_ends_that_it_asks_for(bench: Bench) -> None:
+    bench.submit(1, 2)
+    client = bench.scheduler.clients[1]
+    client.held_back = True
+    assert bench.ended(1) == []
+    asks = m.Inventory([tid(1), tid(2), tid(7)], [0, 0, 0], [], [], 1)
+    ((number, said),) = bench.say(1, asks)
+    assert number == 1
+    assert isinstance(said, m.Results)
+    assert (list(said.ids), said.statuses) == ([tid(1), tid(7)], bytes([VALUE, m.LOST]))
+    assert bench.ended(2) == [(1, results(2))]
+
+
+def test_a_worker_tells_unheard_ends_again_and_what_it_has() -> None:
+    worker = Supervisor(1, now=0.0)
+    number = worker.effects(0.0)[0].slot  # type: ignore[union-attr]
+    worker.slot_started(number, 0.0)
+    worker.run(run(1, 2, 3, 4, functions=[(7, "f", b"f")])._replace(fns=[7] * 4))
+    worker.effects(0.0)
+    worker.drop([tid(2)])
+    worker.slot_done(number, bytes([VALUE, VALUE]), [b"one", b"two"], 0.0, 0.0)
+    (done,) = worker.messages(0.0)
+    assert isinstance(done, m.Done)
+    assert done.statuses == bytes([VALUE, CANCELLED])
+    worker.done_posted(done, 1)
+    worker.value_put(99, BIG)
+    (told,) = worker.rejoin(0.0)
+    assert list(told.ids) == [tid(1), tid(3), tid(4)]
+    assert (list(told.values), list(told.sizes)) == ([99], [BIG])
+    assert told.credit > 0
+    (again,) = worker.messages(0.0)
+    assert isinstance(again, m.Done)
+    assert (list(again.ids), again.payloads) == ([tid(1)], [b"one"])
+
+
+def test_a_long_inventory_comes_in_parts() -> None:
+    from zfabric.config import Settings
+
+    worker = Supervisor(1, settings=Settings(batch_rows=3), now=0.0)
+    for value in range(7):
+        worker.value_put(value, BIG)
+    parts = worker.rejoin(0.0)
+    assert [list(part.values) for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [part.credit > 0 for part in parts] == [False, False, True]

@@ -1,0 +1,93 @@
+"""A peer comes back to a broker that had given it up, or that is a new one with an old journal.
+
+It says what it has (`messages.Inventory`), and the broker keeps of that what still counts:
+
+  - A row goes on where it is if its task has not been given to anybody since: the worker's attempt
+    is taken back under its own number. In all other cases the row is dropped: the task has ended,
+    was released or cancelled, or is another worker's under a later number, and two attempts never
+    count. An attempt that the broker has heard the end of is not taken back.
+  - A value is a copy more of a value that is known, or the end of a task that has none yet.
+  - A client is told how those tasks ended of which it has not heard.
+
+`TaskTable.lost` remembers which attempts may be taken back.
+"""
+
+from __future__ import annotations
+
+from zfabric import messages as m
+from zfabric.core.outcomes import text_payload
+from zfabric.core.placement import WorkerRecord
+from zfabric.core.table import TaskTable
+from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING, ClientRecord, TaskRecord
+
+ANY = 0
+"""In TaskTable.lost: whatever attempt a worker says that it has."""
+
+
+def worker_came_back(table: TaskTable, worker: WorkerRecord, message: m.Inventory) -> None:
+    """Keep or drop each row and value. The answer leaves at the end of the turn."""
+    tasks = table.tasks
+    for id_, nbytes in zip(message.values, message.sizes, strict=True):
+        task = tasks.get(id_)
+        if task is None or not _keep_value(table, worker, task, nbytes):
+            worker.frees.append(id_)
+    for id_, attempt in zip(message.ids, message.attempts, strict=True):
+        task = tasks.get(id_)
+        if task is None or not _keep_row(table, worker, task, attempt):
+            worker.drops.append(id_)
+    if worker.drops or worker.frees:
+        table.dirty_workers[worker] = None
+    worker.credit = message.credit
+    table.must_place = True
+    table.let_go()
+
+
+def client_came_back(table: TaskTable, client: ClientRecord, message: m.Inventory) -> None:
+    """Tell the ends of these tasks, or that they are unknown; others are told when they end."""
+    if client.held_back:
+        # What collected here meanwhile is told of now, or the client knows it.
+        client.ids, client.statuses, client.payloads = [], bytearray(), []
+        table.dirty_clients.pop(client, None)
+    for id_ in message.ids:
+        task = table.tasks.get(id_)
+        if task is None or task.owner is not client:
+            table.say_row(client, id_, m.LOST, text_payload("the broker does not know it"))
+        elif task.state in (DONE, FAILED):
+            table.tell(task)
+    client.held_back = not message.credit
+
+
+def _keep_value(table: TaskTable, worker: WorkerRecord, task: TaskRecord, nbytes: int) -> bool:
+    if task.state == DONE and task.value is None:
+        assert task.holders is not None
+        task.holders.add(worker)
+        worker.values.add(task.id)
+        return True
+    if task.fn is None or task.state not in (READY, WAITING, ASSIGNED):
+        return False
+    other = task.worker
+    if other is not None and other is not worker:
+        other.drops.append(task.id)
+        table.dirty_workers[other] = None
+    table.stored(worker, task, nbytes)
+    return True
+
+
+def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt: int) -> bool:
+    lost = table.lost.get(task.id)
+    if task.state not in (READY, WAITING) or lost is None or lost[1] != task.attempt:
+        return False
+    if lost[0] not in (ANY, attempt):
+        return False
+    del table.lost[task.id]
+    if task.history and task.history[-1][0] == m.LOST:
+        task.history.pop()  # it was not lost after all
+    task.attempt = attempt
+    task.state = ASSIGNED
+    task.worker = worker
+    worker.rows[task.id] = task
+    if task.options is not m.DEFAULT_OPTIONS:
+        worker.occupy(task.options.resources, 1)
+    if task.dependents:
+        table.ahead.extend(task.dependents)
+    return True
