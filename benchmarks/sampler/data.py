@@ -30,7 +30,7 @@ def make(kind: str, nbytes: int, seed: int) -> Any:
         array[rng.integers(0, n, n // 20)] = rng.random(n // 20)
         return array
     if kind == "text":
-        words = rng.choice(np.array(WORDS), nbytes // 5)
+        words = rng.choice(np.array(WORDS), nbytes // 3)
         return " ".join(words.tolist()).encode()[:nbytes]
     if kind == "random":
         return rng.bytes(nbytes)
