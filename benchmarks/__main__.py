@@ -8,6 +8,7 @@ import sys
 SUBJECTS = {
     "sampler": "does compression by the measured link choose right? throttled links, real data",
     "tasks": "what a task costs: throughput, latency, chains, trees, start-up, broker memory",
+    "transports": "bytes between two processes, by each way that Python offers",
 }
 
 

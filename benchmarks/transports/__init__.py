@@ -1,0 +1,1 @@
+"""What it costs to move bytes between two processes, by each way that Python offers."""
