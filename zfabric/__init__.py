@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         wait,
     )
     from zfabric.client.as_completed import as_completed
+    from zfabric.client.lock import Lock
     from zfabric.client.progress_bar import progress
     from zfabric.launch.local import LocalFabric
 
@@ -66,6 +67,7 @@ _HOMES = {
     "Client": "zfabric.client",
     "Future": "zfabric.client",
     "LocalFabric": "zfabric.launch.local",
+    "Lock": "zfabric.client.lock",
     "as_completed": "zfabric.client",
     "fire_and_forget": "zfabric.client",
     "get_client": "zfabric.client",
@@ -90,6 +92,7 @@ __all__ = [
     "KilledTask",
     "LocalFabric",
     "LocalProtocolError",
+    "Lock",
     "MemoryExceeded",
     "ModuleMissing",
     "NoWorkerFits",

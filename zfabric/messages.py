@@ -6,8 +6,8 @@ back, and checks it. Columns (`ids`, `statuses`, `payloads`, ...) have one entry
 lengths. What few rows need (dependencies, options) is sparse: a list of (row index, ...) pairs.
 `docs/protocol.md` tells the story of who says what when.
 
-    client -> broker   Submit Release Cancel Retry Register Ask
-    broker -> client   Results Answer
+    client -> broker   Submit Release Cancel Retry Register Ask Acquire Unlock
+    broker -> client   Results Answer Locked
     broker -> worker   Run Recall Drop Give Free Forget Explain Admit
     worker -> broker   Done Returned Missing Holds Explained
     peer -> broker     Inventory
@@ -217,14 +217,14 @@ class Register(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """client -> broker: tell me. `what` is "info" or, about tasks, "locate", "cancel_waiting" and
-    "why"."""
+    """client -> broker: tell me. `what` is "info" or "locked" or, about tasks, "locate",
+    "cancel_waiting" and "why"."""
 
     request: int
     what: str
     about: Sequence[int] = ()
     text: str = ""
-    """"why": the name of the tasks, in place of their ids."""
+    """"why": the name of the tasks, in place of their ids.  "locked": the lock's name."""
 
 
 class Answer(NamedTuple):
@@ -232,6 +232,29 @@ class Answer(NamedTuple):
 
     request: int
     payload: bytes
+
+
+class Acquire(NamedTuple):
+    """client -> broker: I want the lock of that name. Answered by Locked, once it is mine; without
+    `waits`, at once. request: a number that this session has not used before."""
+
+    request: int
+    name: str
+    waits: bool
+
+
+class Unlock(NamedTuple):
+    """client -> broker: what I asked for in that Acquire I neither hold nor want any more."""
+
+    request: int
+
+
+class Locked(NamedTuple):
+    """broker -> client: you hold what you asked for in that Acquire; or, not `held`, somebody else
+    does, and you did not want to wait."""
+
+    request: int
+    held: bool
 
 
 class Results(NamedTuple):
@@ -437,6 +460,9 @@ Message = (
     | Register
     | Ask
     | Answer
+    | Acquire
+    | Unlock
+    | Locked
     | Results
     | Run
     | Recall

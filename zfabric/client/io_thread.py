@@ -40,6 +40,7 @@ from zfabric.messages import (
     Bye,
     Hello,
     LinksTold,
+    Locked,
     Message,
     Refuse,
     Relay,
@@ -113,6 +114,8 @@ class IoThread:
         self._depth = depth
         self._calls: deque[Callable[[], object]] = deque()
         self._answers: dict[int, tuple[Alarm, list[bytes]]] = {}
+        self.lock_requests: dict[int, tuple[Alarm, list[tuple[bool, int]]]] = {}
+        """Who waits for Locked, and where what it says is put: (held, the session's number)."""
         self._requests = itertools.count(1)
         self._ready = Alarm()
         self._error: ZFabricError | None = None
@@ -265,7 +268,7 @@ class IoThread:
         self._ended = True
         self._run_calls()
         self._wake_up(self.submitter.closed(self.submitter.closed_text))
-        for alarm, _ in list(self._answers.values()):
+        for alarm, _ in [*self._answers.values(), *self.lock_requests.values()]:
             alarm()
         if data is not None:
             data.close()
@@ -481,6 +484,11 @@ class IoThread:
             if waiting is not None:
                 waiting[1].append(message.payload)
                 waiting[0]()
+        elif type(message) is Locked:
+            wanting = self.lock_requests.get(message.request)
+            if wanting is not None:
+                wanting[1].append((message.held, self.submitter.number))
+                wanting[0]()
         elif type(message) is Relay:
             self._take_relay(message)
         elif type(message) is Welcome:
@@ -546,7 +554,7 @@ class IoThread:
         if goodbye:
             self._session.post(Bye(goodbye))
             self._send(self._turn_at)
-        for alarm, _ in list(self._answers.values()):
+        for alarm, _ in [*self._answers.values(), *self.lock_requests.values()]:
             alarm()
         self._begin_session()
         self._wake_up(awaited)

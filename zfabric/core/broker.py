@@ -26,6 +26,7 @@ from zfabric.config import DEFAULTS, Settings
 from zfabric.core.admission import REVOKED, Admission
 from zfabric.core.direct import DirectSession
 from zfabric.core.dump import picture
+from zfabric.core.locks import Locks
 from zfabric.core.outbound import Outgoing
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.questions import Questions
@@ -109,6 +110,7 @@ class BrokerMachine:
         self.stalls: list[dict[str, Any]] = []
         """Pictures of the state at each stall that was noticed since the runtime last took them."""
         self._recent: deque[tuple[float, str, str, Sequence[int]]] = deque(maxlen=RECENT)
+        self.locks = Locks()
         self.sessions: dict[int, SessionRecord] = {}
         """By token."""
         self.by_number: dict[int, SessionRecord] = {}
@@ -180,12 +182,14 @@ class BrokerMachine:
             self._relay(record, message)
         elif kind is m.Bye:
             self._end(record, "said good-bye", now)
-        elif kind is m.Ask and message.what in ("info", "why"):  # type: ignore[union-attr]
+        elif kind is m.Ask and message.what in ("info", "why", "locked"):  # type: ignore[union-attr]
             assert isinstance(message, m.Ask)
             self._ask(record, message, now)
         elif kind is m.Explained:
             assert isinstance(message, m.Explained)
             self._post(self._questions.explained(record.number, message))
+        elif kind is m.Acquire or kind is m.Unlock:
+            self._lock(record, message)
         else:
             self.scheduler.on_message(record.number, message, now)
 
@@ -456,6 +460,7 @@ class BrokerMachine:
             self._post(self._questions.worker_left(record.number))
         else:
             self.scheduler.client_left(record.number)
+            self._post(self.locks.session_ended(record.number))
 
     def _unique(self, name: str) -> str:
         """The name, or the name with a number behind it when it is taken."""
@@ -508,6 +513,8 @@ class BrokerMachine:
     def _ask(self, record: SessionRecord, message: m.Ask, now: float) -> None:
         if message.what == "info":
             self._answer(record, message.request, self.info(now))
+        elif message.what == "locked":
+            self._answer(record, message.request, self.locks.is_locked(message.text))
         elif record.hello.role == m.CLIENT:
             self._post(self._questions.why(record.number, message, self._silence(now), now))
         else:
@@ -521,6 +528,15 @@ class BrokerMachine:
             for at, name, kind, ids in self._recent
         ]
         return {"stall": stall, "at_s": round(now - began, 3), "recent": recent, **state}
+
+    def _lock(self, record: SessionRecord, message: m.Message) -> None:
+        if record.hello.role != m.CLIENT:
+            raise RemoteProtocolError("role", "a worker wanted a lock")
+        if isinstance(message, m.Acquire):
+            self._post(self.locks.acquire(record.number, message))
+        else:
+            assert isinstance(message, m.Unlock)
+            self._post(self.locks.unlock(record.number, message))
 
     def _silence(self, now: float) -> Silence:
         """How long a worker has been silent, by its number."""

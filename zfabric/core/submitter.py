@@ -356,6 +356,10 @@ class Submitter:
             outcome.status = STORED
         self._urgent.append(message)
 
+    def say(self, message: Message) -> None:
+        """Send a message that is about no task."""
+        self._urgent.append(message)
+
     def ask(self, request: int, what: str, about: Sequence[int] = (), text: str = "") -> None:
         """Put a question to the broker. About tasks: behind the rows that name them."""
         question = Ask(request, what, about, text)

@@ -269,6 +269,22 @@ def _read_explained(f: list[Any], bulk: Bulk) -> m.Explained:
     return m.Explained(read_int(f[0]), ids, codes, texts)
 
 
+def _read_acquire(f: list[Any], bulk: Bulk) -> m.Acquire:
+    _no_bulk(bulk)
+    return m.Acquire(read_int(f[0]), read_text(f[1]), _read_bool(f[2]))
+
+
+def _read_locked(f: list[Any], bulk: Bulk) -> m.Locked:
+    _no_bulk(bulk)
+    return m.Locked(read_int(f[0]), _read_bool(f[1]))
+
+
+def _read_bool(value: object) -> bool:
+    if type(value) is not bool:
+        raise Malformed("neither true nor false")
+    return value
+
+
 def _read_answer(f: list[Any], bulk: Bulk) -> m.Answer:
     _no_bulk(bulk)
     return m.Answer(read_int(f[0]), read_bytes(f[1]))
@@ -522,6 +538,9 @@ _KINDS: dict[int, _Kind] = {
     50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 4),
     51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
     52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+    64: _Kind(m.Acquire, True, lambda x: (x.request, x.name, x.waits), _read_acquire, 3),
+    65: _Kind(m.Unlock, True, lambda x: (x.request,), _int_reader(m.Unlock), 1),
+    66: _Kind(m.Locked, True, lambda x: (x.request, x.held), _read_locked, 2),
     76: _Kind(
         m.Inventory,
         True,
