@@ -41,6 +41,7 @@ bench: $(VENV)/.run
 
 faults: $(VENV)/.test
 	@FAULT_SECONDS=60 $(BIN)/python -m pytest -m fault $(ARGS)
+	@$(BIN)/python -m zfabric.testing.fuzz -n 1000000
 
 coverage: $(VENV)/.test
 	@$(PIP) install coverage
