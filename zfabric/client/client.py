@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -35,6 +36,7 @@ from zfabric.core.submitter import Outcome
 from zfabric.errors import ResultTimeout, UsageError, ZFabricError
 
 if TYPE_CHECKING:
+    from zfabric.client.collections.scheduler import DaskScheduler
     from zfabric.client.executor import ClientExecutor
     from zfabric.client.pool import Pool
 
@@ -54,6 +56,8 @@ class Client:
         kind: "process" or "thread". processes=False is short for kind="thread".
     name: what the broker's logs call it.
     timeout: seconds until a first contact without an answer raises ConnectFailed.
+    set_as_default: Dask's collections compute here without being told, until it is closed.
+        Not inside a task. Dask is not imported for it.
     settings: any field of zfabric.config.Settings.
 
     Safe to use from many threads. Closing it, by `with`, `close()` or when nobody holds it any
@@ -70,10 +74,14 @@ class Client:
         processes: bool | None = None,
         name: str | None = None,
         timeout: float | None = None,
+        set_as_default: bool = True,
         **settings: Any,
     ) -> None:
         self._forked = False
         self._closed = False
+        self._is_default = False
+        self._graphs: Any = None
+        """What `collections` remembers; made by the first graph."""
         self._fabric: Any = None
         misuse.refuse_unknown_options(settings)
         self._settings = Settings.load(connect_timeout_s=timeout, **settings)
@@ -101,6 +109,11 @@ class Client:
             self.close()
             raise
         current.opened(self)
+        if set_as_default and not fabric.depth:
+            from zfabric.client.collections.default import set_default
+
+            self._is_default = True
+            set_default(self)
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -285,6 +298,44 @@ class Client:
             raise UsageError("map_sync() needs something to iterate over: map_sync(f, items)")
         return pool.starmap(fn, zip(*iterables, strict=False), chunksize)
 
+    # --- Dask's collections -------------------------------------------------------------------
+
+    @property
+    def get(self) -> DaskScheduler:
+        """`client.get(graph, keys)` runs a Dask graph; also what Dask takes as a scheduler.
+
+        See DaskScheduler.get: nested keys give nested values.
+        """
+        from zfabric.client.collections.scheduler import DaskScheduler
+
+        return DaskScheduler(lambda: self)
+
+    def compute(self, collections: Any, **options: Any) -> Any:
+        """A future of a Dask collection's value; for a list of collections a list.
+
+        options: sync=True for the values themselves; optimize_graph, priority, retries,
+        resources, workers. See DaskScheduler.compute.
+        """
+        return self.get.compute(collections, **options)
+
+    def persist(self, collections: Any, **options: Any) -> Any:
+        """The same kind of Dask collection, its data computed and left on the workers.
+
+        The data goes when the last collection made of it does. options: as in compute.
+        """
+        return self.get.persist(collections, **options)
+
+    def as_dask_scheduler(self) -> AbstractContextManager[DaskScheduler]:
+        """`with client.as_dask_scheduler():` Dask computes here inside, in all threads."""
+        from zfabric.client.collections.default import as_scheduler
+
+        return as_scheduler(self.get)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Always False: Dask asks this of whatever it may compute by."""
+        return False
+
     # --- the fabric ---------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
@@ -340,6 +391,10 @@ class Client:
             return
         self._closed = True
         current.closed(self)
+        if self._is_default:
+            from zfabric.client.collections.default import unset_default
+
+            unset_default(self)
         io = getattr(self, "_io", None)
         if io is not None and not self._forked:
             io.close()

@@ -204,6 +204,10 @@ def _collect(nested: Any, found: list[Future], verb: str) -> None:
     elif isinstance(nested, dict):
         for item in nested.values():
             _collect(item, found, verb)
+    elif hasattr(nested, "__dask_graph__"):
+        from zfabric.client.collections.scheduler import futures_of_collection
+
+        found.extend(futures_of_collection(nested))
     elif isinstance(nested, Iterable) and not isinstance(nested, (str, bytes, bytearray)):
         for item in nested:
             if isinstance(item, Future):
