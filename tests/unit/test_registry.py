@@ -38,7 +38,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 
 def test_our_schemes_are_known_without_importing_them() -> None:
-    assert {"tcp", "ipc", "inproc", "sock+tcp"} <= set(registry.schemes())
+    assert {"tcp", "ipc", "inproc", "sock+tcp", "mpi"} <= set(registry.schemes())
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "ipc", "inproc", "sock+tcp"])
@@ -61,7 +61,7 @@ def test_an_unknown_scheme_lists_the_known_ones_and_suggests() -> None:
         registry.listen("tpc://127.0.0.1:0")
     text = str(caught.value)
     assert "did you mean tcp://?" in text
-    assert "inproc://, ipc://, sock+tcp://, tcp://" in text
+    assert "inproc://, ipc://, mpi://, sock+tcp://, tcp://" in text
 
 
 def test_an_address_without_scheme_is_told_one() -> None:

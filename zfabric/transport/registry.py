@@ -33,6 +33,7 @@ _OURS = {
     "ipc": "zfabric.transport.zmq",
     "inproc": "zfabric.transport.zmq",
     "sock+tcp": "zfabric.transport.plain",
+    "mpi": "zfabric.transport.mpi",
 }
 _registered: dict[str, Transport] = {}
 
