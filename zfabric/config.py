@@ -87,6 +87,12 @@ class Settings:
     max_deaths: int = 3
     """Processes that a task may kill before it ends as KilledTask."""
 
+    retry_s: float = 0.1
+    """Seconds at most before a failed task's first retry; each further one waits twice as long."""
+
+    max_retry_s: float = 30.0
+    """Seconds at most before any retry."""
+
     lookahead_s: float = 0.02
     """Seconds of work that a worker wants to hold ahead of need. A fabric round trip takes less
     than a millisecond, so 20 ms hides it even when the machine stalls."""

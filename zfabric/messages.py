@@ -74,13 +74,19 @@ class TaskOptions:
     priority: int = 0
     """Higher runs sooner; -2**31 .. 2**31."""
     retries: int = 0
-    """How often the task runs again after it raised."""
+    """How often the task runs again after it raised, or was killed by a limit."""
     resources: dict[str, float] = field(default_factory=dict)
     """Amounts it occupies on a worker while it runs, e.g. {"GPU": 1}."""
     workers: tuple[str, ...] = ()
     """Names of the workers that may run it; empty: any."""
     key: str = ""
     """The user's name for it, for people; the client de-duplicates by it."""
+    timeout_s: float = 0.0
+    """Seconds that an attempt may run before it is killed; 0: any."""
+    retry_on: tuple[str, ...] = ()
+    """Names of the exceptions after which it runs again, as `core.retry`; empty: all."""
+    idempotent: bool = True
+    """Whether it may run again when nobody knows whether it has run."""
 
 
 DEFAULT_OPTIONS = TaskOptions()
@@ -275,6 +281,8 @@ class Run(NamedTuple):
     fns: Sequence[int]
     payloads: Sequence[bytes]
     deps: Sequence[tuple[int, Sequence[Dependency]]] = ()
+    limits: Sequence[tuple[int, float]] = ()
+    """(row, seconds that it may run)."""
 
 
 class Recall(NamedTuple):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from zfabric import messages as m
+from zfabric.config import DEFAULTS
 from zfabric.core.outcomes import stored_payload, text_payload
+from zfabric.core.retry import class_names, names_behind, pause_s, with_names
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, RELEASED, WAITING
 from zfabric.errors import RemoteProtocolError
 from zfabric.messages import CANCELLED, DIED, ERROR, INLINE, KILLED, LOCAL, LOST, REMOTE, STORED
@@ -138,10 +140,99 @@ def test_retries_after_an_error(bench: Bench) -> None:
     bench.worker(101)
     twice = m.TaskOptions(retries=1)
     bench.submit(1, options={1: twice})
-    assert bench.ended(1, status=ERROR, payload=b"exc") == [(101, run(1, attempt=2))]
+    assert bench.ended(1, status=ERROR, payload=b"exc") == []
+    assert bench.scheduler.due_at == bench.now + pause_s(1, tid(1), DEFAULTS)
+    assert bench.tick(0.01) == []
+    assert bench.tick(DEFAULTS.retry_s) == [(101, run(1, attempt=2))]
     assert bench.ended(1, status=ERROR, payload=b"exc2") == [
         (1, results(1, status=ERROR, payload=b"exc2"))
     ]
+
+
+@pytest.mark.parametrize("how", ["cancel", "release", "client"])
+def test_nothing_is_left_of_one_that_waited_for_its_retry(bench: Bench, how: str) -> None:
+    bench.worker(101)
+    bench.submit(1, options={1: m.TaskOptions(retries=1)})
+    bench.ended(1, status=ERROR, payload=b"exc")
+    if how == "cancel":
+        bench.cancel(1)
+        bench.release(1)
+    elif how == "release":
+        bench.release(1)
+    else:
+        bench.client_left(1)
+    assert not bench.scheduler.tasks and not bench.scheduler.table.later
+    assert bench.tick(1.0) == []
+
+
+def test_only_wanted_exceptions_are_retried(bench: Bench) -> None:
+    bench.worker(101, credit=9)
+    options = m.TaskOptions(retries=2, retry_on=("builtins.ConnectionError",))
+    bench.submit(1, 2, 3, options={1: options, 2: options, 3: options})
+    reset = with_names(b"pickle", class_names(ConnectionResetError))
+    wrong = with_names(b"pickle", class_names(ValueError))
+    assert bench.ended(1, status=ERROR, payload=reset, credit=9) == []
+    assert bench.ended(2, status=ERROR, payload=wrong, credit=9) == [
+        (1, results(2, status=ERROR, payload=wrong))
+    ]
+    late = text_payload("too long")
+    assert bench.ended(3, status=m.LATE, payload=late, credit=9) == [
+        (1, results(3, status=m.LATE, payload=late))
+    ]
+    assert bench.states(1) == [READY]
+
+
+def test_pauses_double_with_a_jitter_and_have_an_end() -> None:
+    pauses = [pause_s(n, 12345, DEFAULTS) for n in range(1, 40)]
+    for n, pause in enumerate(pauses):
+        longest = min(DEFAULTS.retry_s * 2**n, DEFAULTS.max_retry_s)
+        assert longest / 2 <= pause <= longest
+    assert len({pause_s(1, id_, DEFAULTS) for id_ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("blob", [b"", b"x", b"\xff\xff", b"raised"])
+def test_names_behind_anything_are_no_error(blob: bytes) -> None:
+    assert "builtins.ValueError" not in names_behind(blob)
+
+
+@pytest.mark.parametrize("how", ["died", "worker"])
+def test_what_must_not_run_twice_ends_as_unknown(bench: Bench, how: str) -> None:
+    bench.worker(101)
+    bench.submit(1, options={1: m.TaskOptions(idempotent=False)})
+    if how == "died":
+        ((number, end),) = bench.ended(1, status=m.DIED, payload=text_payload("SIGSEGV"))
+    else:
+        ((number, end),) = bench.worker_left(101)
+    assert number == 1 and isinstance(end, m.Results) and end.statuses == bytes([m.UNKNOWN])
+    bench.release(1)
+    assert not bench.scheduler.tasks
+
+
+def test_what_must_not_run_twice_is_not_made_again(bench: Bench) -> None:
+    bench.worker(101)
+    bench.worker(102)
+    bench.submit(1, options={1: m.TaskOptions(idempotent=False)})
+    holder = bench.task(1).worker.number
+    bench.stored(1, worker=holder)
+    bench.submit(2, deps={2: [1]})
+    bench.stored(2, worker=holder)
+    bench.release(1)
+    assert bench.states(1) == [DONE]  # kept for 2, which could not be made again without it
+    bench.worker_left(holder)
+    assert bench.states(1, 2) == [FAILED, FAILED]
+
+
+def test_what_must_not_run_twice_runs_elsewhere_if_it_had_not_begun(bench: Bench) -> None:
+    bench.worker(101)
+    bench.submit(1, options={1: m.TaskOptions(idempotent=False)})
+    assert bench.returned(1) == [(101, run(1, attempt=2))]
+
+
+def test_time_limits_travel_with_their_rows(bench: Bench) -> None:
+    bench.worker(101, credit=9)
+    ((_, told),) = bench.submit(1, 2, options={2: m.TaskOptions(timeout_s=2.5)})
+    assert isinstance(told, m.Run)
+    assert list(told.limits) == [(list(told.ids).index(tid(2)), 2.5)]
 
 
 def test_a_client_may_retry_a_failed_task_and_what_failed_with_it(bench: Bench) -> None:

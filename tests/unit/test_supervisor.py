@@ -12,6 +12,7 @@ from zfabric.config import Settings
 from zfabric.core.supervisor import CREDIT_S, Supervisor
 from zfabric.core.supervisor_effects import (
     SKIPPED,
+    AgeOfRow,
     FetchValue,
     ForgetFunctions,
     FreeValues,
@@ -31,6 +32,7 @@ from zfabric.messages import (
     DIED,
     ERROR,
     INLINE,
+    LATE,
     LOCAL,
     REMOTE,
     STORED,
@@ -532,6 +534,29 @@ def test_a_thread_keeps_its_dropped_row() -> None:
     assert bench.sent() == {1: [2]}  # behind it
     bench.done(1, b"v1")
     assert bench.said() == [("done", (1, 1, CANCELLED, b""))]
+
+
+def test_a_row_that_runs_too_long_is_killed() -> None:
+    bench = Bench(1)
+    run = Run(bench.functions, [1, 2], [1, 1], [5, 5], [b"a", b"b"], (), [(0, 2.0)])
+    bench.machine.run(run)
+    assert bench.sent() == {1: [1, 2]}
+    assert bench.machine.wake_at(bench.now) <= bench.now + 2.0
+    bench.now += 2.0
+    effects = bench.effects()
+    assert AgeOfRow(1, 1) in effects
+    bench.machine.row_age(1, 1, 1.5, bench.now)  # it did not begin at once
+    bench.machine.slot_settled(1)
+    assert bench.machine.wake_at(bench.now) == bench.now + 0.5
+    bench.now += 0.5
+    assert bench.effects() == [AgeOfRow(1, 1)]
+    bench.machine.row_age(1, 1, 2.0, bench.now)
+    assert bench.effects()[0] == TakeBack(1, 1)
+    bench.machine.taken_back(1, 1)
+    bench.machine.slot_died(1, "was killed by SIGKILL", True, bench.now)
+    ((_, (id_, attempt, status, payload)),) = bench.said()
+    assert (id_, attempt, status) == (1, 1, LATE)
+    assert b"longer than its limit of 2 s; was killed" in payload
 
 
 def test_a_new_attempt_replaces_an_old_one() -> None:

@@ -128,6 +128,9 @@ class Client:
         priority: int = 0,
         resources: Mapping[str, float] | None = None,
         workers: str | Iterable[str] | None = None,
+        timeout: float | None = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        idempotent: bool = True,
         **kwargs: Any,
     ) -> Future:
         """Run fn(*args, **kwargs) on some worker.
@@ -137,17 +140,25 @@ class Client:
 
         key: a name; while a future with it is alive, it is returned instead.
         pure: equal calls share one future.
-        retries: how often to run again after an exception.
+        retries: how often to run again after it failed, with growing pauses; retry_on: only after
+            these exceptions and their subclasses.
+        timeout: seconds that it may run, waiting in line not counted; then its process is killed,
+            whatever it does, and it ends as TaskTimeout. Slots that are threads cannot do that.
+        idempotent: False for what must not run twice: where its process or worker vanishes when
+            it may have begun, it ends as UnknownOutcome.
         priority: higher runs sooner.  resources: what it occupies on a worker, {"GPU": 1}.
         workers: name or names of those that may run it.
         Raises Unserialisable when an argument cannot be sent, naming the path to it.
         """
         if key is None and not pure:
-            if not (retries or priority or resources or workers):
+            plain = not (retries or priority or resources or workers or retry_on)
+            if plain and timeout is None and idempotent is True:
                 return self._calls.submit(fn, args, kwargs)
-            options = misuse.options_of(None, retries, priority, resources, workers)
+        options = misuse.options_of(
+            key, retries, priority, resources, workers, timeout, retry_on, idempotent
+        )
+        if key is None and not pure:
             return self._calls.submit(fn, args, kwargs, options)
-        options = misuse.options_of(key, retries, priority, resources, workers)
         return self._calls.submit_named(fn, args, kwargs, key, options)
 
     @overload
@@ -171,6 +182,9 @@ class Client:
         priority: int = 0,
         resources: Mapping[str, float] | None = None,
         workers: str | Iterable[str] | None = None,
+        timeout: float | None = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        idempotent: bool = True,
         max_inflight: int | None = None,
         **kwargs: Any,
     ) -> list[Future] | LazyMap:
@@ -183,10 +197,11 @@ class Client:
         if not iterables:
             raise UsageError("map() needs something to iterate over: map(f, items)")
         rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        wishes = (retries, priority, resources, workers, timeout, retry_on, idempotent)
         if max_inflight is None:
             misuse.refuse_endless(iterables)
             if key is None and not pure and not kwargs:
-                options = misuse.options_of(None, retries, priority, resources, workers)
+                options = misuse.options_of(None, *wishes)
                 return self._calls.map(fn, rows, options)
         names = None if key is None else _names(key)
         if kwargs:
@@ -194,7 +209,7 @@ class Client:
 
         def submit(row: tuple[Any, ...]) -> Future:
             name = None if names is None else next(names)
-            options = misuse.options_of(name, retries, priority, resources, workers)
+            options = misuse.options_of(name, *wishes)
             if name is None and not pure:
                 return self._calls.submit(fn, row, kwargs, options)
             return self._calls.submit_named(fn, row, kwargs, name, options)
@@ -259,7 +274,7 @@ class Client:
     def get_executor(self, **options: Any) -> ClientExecutor:
         """A concurrent.futures.Executor over this client.
 
-        options: retries, priority, resources, workers, as in submit, for all its calls.
+        options: those of submit, from retries on, for all its calls.
             initializer, initargs: run once in each slot before the first of its calls there.
         """
         from zfabric.client.executor import ClientExecutor

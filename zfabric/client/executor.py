@@ -63,6 +63,9 @@ class ClientExecutor(cf.Executor):
         priority: int = 0,
         resources: Mapping[str, float] | None = None,
         workers: str | Iterable[str] | None = None,
+        timeout: float | None = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        idempotent: bool = True,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
     ) -> None:
@@ -73,7 +76,9 @@ class ClientExecutor(cf.Executor):
         self._initargs = tuple(initargs)
         self._token = secrets.token_hex(8)
         self._broken = ""
-        self._options = misuse.options_of(None, retries, priority, resources, workers)
+        self._options = misuse.options_of(
+            None, retries, priority, resources, workers, timeout, retry_on, idempotent
+        )
         self._lock = threading.Lock()
         self._shut = False
         self._submitted: dict[int, ExecutorFuture] = {}

@@ -87,9 +87,13 @@ def options_of(
     priority: int,
     resources: Mapping[str, float] | None,
     workers: str | Iterable[str] | None,
+    timeout: float | None = None,
+    retry_on: Any = (),
+    idempotent: bool = True,
 ) -> TaskOptions | None:
     """What a call asks for beyond the defaults, None when nothing. Raises UsageError."""
-    if not (key or retries or priority or resources or workers):
+    some = key or retries or priority or resources or workers or retry_on
+    if not some and timeout is None and idempotent is True:
         return None
     if key is not None and (not isinstance(key, str) or len(key) > MAX_TEXT):
         raise UsageError(f"key={_short(key)}: it is a text of at most {MAX_TEXT} characters")
@@ -108,7 +112,34 @@ def options_of(
     names = (workers,) if isinstance(workers, str) else tuple(workers or ())
     if not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
         raise UsageError(f"workers={_short(workers)}: it is a worker's name or several")
-    return TaskOptions(priority, retries, wanted, names, key or "")
+    limit_s = _limit(timeout)
+    kinds = _exception_names(retry_on)
+    if kinds and not retries:
+        raise UsageError("retry_on= says after which exceptions to retry: give retries= as well")
+    if type(idempotent) is not bool:
+        raise UsageError(f"idempotent={_short(idempotent)}: it is True or False")
+    if not idempotent and retries:
+        raise UsageError("idempotent=False is for what must not run twice: give no retries=")
+    return TaskOptions(priority, retries, wanted, names, key or "", limit_s, kinds, idempotent)
+
+
+def _limit(timeout: Any) -> float:
+    if timeout is None:
+        return 0.0
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < 1e9:
+        raise UsageError(f"timeout={_short(timeout)}: seconds that the task may run, above 0")
+    return float(timeout)
+
+
+def _exception_names(retry_on: Any) -> tuple[str, ...]:
+    kinds = retry_on if isinstance(retry_on, (tuple, list)) else (retry_on,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise UsageError(
+                f"retry_on={_short(retry_on)}: it is an exception class or a tuple of several"
+            )
+    return tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
 
 
 OPTIONS = ("address", "n_workers", "slots", "kind", "processes", "name", "timeout")

@@ -253,6 +253,7 @@ class BrokerMachine:
             self.stalls.append(self._picture(stall, now))
         self._post(self._questions.tick(now))
         wake = min(wake, self._questions.wake_at() or wake)
+        wake = min(wake, self.scheduler.due_at)
         if self.scheduler.has_surplus():
             wake = min(wake, now + RECALL_CHECK_S)
         return wake

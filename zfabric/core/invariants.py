@@ -36,6 +36,13 @@ def check(scheduler: Scheduler) -> None:
         raise InternalError("the ready queue counts fewer entries than are ready")
     for queue in scheduler.table.restricted.values():
         queued.update(queue)
+    for key, at in scheduler.table.later.items():
+        task = tasks.get(key)
+        if task is None or task.state != READY:
+            raise InternalError(f"task {key:x} waits for a retry though it has ended")
+        if (at, key) not in scheduler.table.due:
+            raise _broken("waits for a retry that nobody will make", task)
+        queued.add(task)
     for key, task in tasks.items():
         if task.id != key:
             raise _broken("is filed under another id", task)
@@ -136,7 +143,7 @@ def _check_needed(scheduler: Scheduler, task: TaskRecord) -> None:
     elif not task.dependents:
         if task.lineage < 1:
             raise _broken("is kept though nobody needs it", task)
-        kept_whole = task.fn is None or task.value is not None
+        kept_whole = not task.can_repeat or task.value is not None
         if task.state not in (RELEASED, FAILED) and not (task.state == DONE and kept_whole):
             raise _broken("is needed only as a recipe but kept as a value", task)
 

@@ -47,13 +47,13 @@ def to_worker(worker: WorkerRecord, out: list[Outgoing], settings: Settings) -> 
         for fn in _big_functions(worker, settings):
             out.append((number, m.Run([fn], (), (), (), ())))
     if worker.ids:
-        if not worker.deps and fits(worker.payloads, settings):
+        if not (worker.deps or worker.limits) and fits(worker.payloads, settings):
             run = m.Run(worker.functions, worker.ids, worker.attempts, worker.fns, worker.payloads)
             out.append((number, run))
         else:
             out.extend((number, run) for run in _runs(worker, settings))
         worker.ids, worker.attempts, worker.fns = [], [], []
-        worker.payloads, worker.deps, worker.functions = [], [], []
+        worker.payloads, worker.deps, worker.functions, worker.limits = [], [], [], []
     if worker.forgets:
         out.append((number, m.Forget(worker.forgets)))
         worker.forgets = []
@@ -109,7 +109,7 @@ def _big_functions(worker: WorkerRecord, settings: Settings) -> list[tuple[int, 
 
 def _runs(worker: WorkerRecord, settings: Settings) -> Iterator[m.Run]:
     ids, attempts, fns, payloads = worker.ids, worker.attempts, worker.fns, worker.payloads
-    if not worker.deps:
+    if not (worker.deps or worker.limits):
         functions = worker.functions
         for start, end in slices(payloads, settings):
             yield m.Run(
@@ -135,5 +135,6 @@ def _runs(worker: WorkerRecord, settings: Settings) -> Iterator[m.Run]:
             fns[start:end],
             payloads[start:end],
             [(row - start, deps[row]) for row in range(start, end) if row in deps],
+            [(row - start, limit_s) for row, limit_s in worker.limits if start <= row < end],
         )
         functions = []

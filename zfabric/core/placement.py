@@ -41,6 +41,7 @@ class WorkerRecord:
         "ids",
         "known",
         "last_done",
+        "limits",
         "load",
         "n_beats",
         "n_done",
@@ -104,6 +105,7 @@ class WorkerRecord:
         self.fns: list[int] = []
         self.payloads: list[bytes] = []
         self.deps: list[tuple[int, list[Dependency]]] = []
+        self.limits: list[tuple[int, float]] = []
         self.functions: list[tuple[int, str, bytes]] = []
         self.drops: list[int] = []
         self.frees: list[int] = []

@@ -136,6 +136,8 @@ class Placer:
             worker.deps.append((len(worker.ids) - 1, self._ways(worker, task)))
         if task.options is not m.DEFAULT_OPTIONS:
             worker.occupy(task.options.resources, 1)
+            if task.options.timeout_s:
+                worker.limits.append((len(worker.ids) - 1, task.options.timeout_s))
         if task.dependents:
             self.table.ahead.extend(task.dependents)
         self.table.dirty_workers[worker] = None

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -31,7 +32,8 @@ from zfabric.core.outbound import Outgoing, to_client, to_worker
 from zfabric.core.outcomes import read_text, text_payload
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.placer import Placer
-from zfabric.core.table import UNFINISHED, TaskTable, count, killed
+from zfabric.core.retry import FAILURES
+from zfabric.core.table import UNFINISHED, TaskTable, count, killed, unknown
 from zfabric.core.tasks import (
     ASSIGNED,
     DONE,
@@ -45,7 +47,7 @@ from zfabric.core.tasks import (
 )
 from zfabric.errors import RemoteProtocolError
 from zfabric.ids import COUNTER_BITS
-from zfabric.messages import DIED, ERROR, STORED, VALUE
+from zfabric.messages import DIED, STORED, VALUE
 
 MAX_LOSSES = 10
 """Workers that a task may lose. They rarely are its fault, so it takes more than deaths of slots,
@@ -101,6 +103,10 @@ class Scheduler:
         # Only the first rows can have been running; the others had not started.
         for row in rows[: worker.slots]:
             self.table.blame(row, m.LOST, text)
+        for row in rows:
+            # One that fails takes along those that wait for it, here as well.
+            if not row.options.idempotent and row.state == ASSIGNED and row.worker is worker:
+                self.table.ended(row, m.UNKNOWN, unknown(row))
         for row in reversed(rows):
             if row.state == ASSIGNED and row.worker is worker:
                 if row.history and count(row, m.LOST) >= MAX_LOSSES:
@@ -311,8 +317,8 @@ class Scheduler:
             elif status == STORED:
                 n_done += 1
                 self.table.stored(worker, task, int.from_bytes(payload, "little"))
-            elif status == ERROR:
-                self.table.raised(worker, task, payload)
+            elif status in FAILURES:
+                self.table.raised(worker, task, status, payload, now)
             elif status == DIED:
                 self.table.died(worker, task, read_text(payload))
             else:
@@ -392,8 +398,15 @@ class Scheduler:
     def tick(self, now: float) -> None:
         """What takes time to become true: rows stuck behind a long one, tasks that fit nowhere."""
         self.placer.recall(now)
+        if self.table.due:
+            self.table.wake_due(now)
         if self.workers and self.table.restricted and now - self._last_joined >= SETTLED_S:
             self.placer.refuse_unfit()
+
+    @property
+    def due_at(self) -> float:
+        """When to call tick() though nothing happens: the next retry; infinity for never."""
+        return self.table.due[0][0] if self.table.due else inf
 
     def set_suspect(self, number: int, suspect: bool) -> None:
         """A suspect worker gets no new rows until it is heard again."""

@@ -402,5 +402,5 @@ class Submitter:
 
 def _nbytes(options: TaskOptions) -> int:
     """About what options take in a frame: texts can be long, and four bytes a character."""
-    names = [*options.workers, *options.resources, options.key]
+    names = [*options.workers, *options.resources, *options.retry_on, options.key]
     return 64 + 4 * sum(map(len, names)) + 8 * len(names) + 9 * len(options.resources)

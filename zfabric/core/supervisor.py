@@ -130,23 +130,26 @@ class Supervisor:
         entries: Iterable[Entry] = zip(
             message.ids, message.attempts, message.fns, message.payloads, strict=True
         )
-        if not message.deps:
+        if not message.deps and not message.limits:
             entries = list(entries)
             rows.update(zip(message.ids, entries, strict=True))
             table.ready.extend(entries)
             return
-        deps = dict(message.deps)
+        deps, limits = dict(message.deps), dict(message.limits)
+        if limits:
+            self.crew.has_limits = True
         for index, entry in enumerate(entries):
-            if index in deps:
-                self._link(entry, deps[index])
+            if index in deps or index in limits:
+                self._link(entry, deps.get(index, ()), limits.get(index, 0.0))
             else:
                 rows[entry[0]] = entry
                 table.ready.append(entry)
 
-    def _link(self, row: Entry, deps: Sequence[tuple[int, int, Any]]) -> None:
-        """Take in a row with dependencies."""
+    def _link(self, row: Entry, deps: Sequence[tuple[int, int, Any]], limit_s: float) -> None:
+        """Take in a row with dependencies, or a time limit in seconds."""
         table = self.table
         linked = Linked()
+        linked.limit_s = limit_s
         entry = (*row, linked)
         waits: list[tuple[int, int]] = []
         for index, (dep, kind, info) in enumerate(deps):

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Any
 
 from zfabric import messages as m
 from zfabric.config import Settings
-from zfabric.core import placement
+from zfabric.core import placement, retry
 from zfabric.core.outbound import Outgoing
-from zfabric.core.outcomes import killed_payload, stored_payload, text_payload
+from zfabric.core.outcomes import killed_payload, read_text, stored_payload, text_payload
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.ready import ReadyQueue
 from zfabric.core.tasks import (
@@ -68,6 +69,11 @@ class TaskTable:
         the task still has that number, nobody has been given it since; see core.resync."""
         self.least_attempt = 0
         """Attempts that began under this broker have numbers above this."""
+        self.later: dict[int, float] = {}
+        """READY tasks that failed and wait for their next try, by id: until when. They are in no
+        queue."""
+        self.due: list[tuple[float, int]] = []
+        """A heap of the same; entries that `later` does not confirm mean nothing."""
         self.must_place = False
         """Something may be placed that could not be before."""
 
@@ -151,6 +157,8 @@ class TaskTable:
     def make_ready(self, task: TaskRecord, front: bool = False) -> None:
         task.state = READY
         self.must_place = True
+        if self.later:
+            self.later.pop(task.id, None)
         if task.options is not m.DEFAULT_OPTIONS and is_restricted(task):
             key = (-task.options.priority, placement.signature(task.options))
             queue = self.restricted.setdefault(key, deque())
@@ -179,6 +187,8 @@ class TaskTable:
     def stored(self, worker: WorkerRecord, task: TaskRecord, nbytes: int) -> None:
         """A task's value is in its worker's store."""
         self.leave_worker(task)
+        if self.later:
+            self.later.pop(task.id, None)
         task.state = DONE
         task.status = STORED
         task.nbytes = nbytes
@@ -192,16 +202,23 @@ class TaskTable:
         elif not task.wanted:
             self.unneeded.append(task)
 
-    def raised(self, worker: WorkerRecord, task: TaskRecord, payload: bytes) -> None:
-        self.blame(task, ERROR, f"raised on {worker.name}")
-        if count(task, ERROR) <= task.options.retries:
-            self.requeue(task)
+    def raised(
+        self, worker: WorkerRecord, task: TaskRecord, status: int, payload: bytes, now: float
+    ) -> None:
+        """An attempt failed: the task raised, or was killed by one of its limits."""
+        what = "raised" if status == ERROR else read_text(payload)
+        self.blame(task, status, f"on {worker.name}: {what}")
+        n_failed = sum(kind in retry.FAILURES for kind, _ in task.history or ())
+        if n_failed <= task.options.retries and retry.is_wanted(task.options, status, payload):
+            self.requeue(task, now + retry.pause_s(n_failed, task.id, self.settings))
         else:
-            self.ended(task, ERROR, payload)
+            self.ended(task, status, payload)
 
     def died(self, worker: WorkerRecord, task: TaskRecord, text: str) -> None:
         self.blame(task, DIED, f"on {worker.name}: {text}")
-        if count(task, DIED) >= self.settings.max_deaths:
+        if not task.options.idempotent:
+            self.ended(task, m.UNKNOWN, unknown(task))
+        elif count(task, DIED) >= self.settings.max_deaths:
             self.ended(task, m.KILLED, killed(task, "killed its process"))
         else:
             self.requeue(task)
@@ -217,8 +234,10 @@ class TaskTable:
             task.history = []
         task.history.append((what, text))
 
-    def requeue(self, task: TaskRecord) -> None:
+    def requeue(self, task: TaskRecord, at: float = 0.0) -> None:
         """An assigned task is the broker's again; its attempt is over.
+
+        at: when it may run again.
 
         Successors that went to the same worker ahead of it come back by themselves: the worker
         returns what waits for a row that ended without a value.
@@ -229,8 +248,24 @@ class TaskTable:
         if task.n_waiting:
             task.state = WAITING
             self.ahead.append(task)
+        elif at:
+            task.state = READY
+            self.later[task.id] = at
+            heappush(self.due, (at, task.id))
         else:
             self.make_ready(task, front=True)
+
+    def wake_due(self, now: float) -> None:
+        """Tasks that waited for their next try are ready."""
+        due, later = self.due, self.later
+        while due and due[0][0] <= now:
+            at, id_ = heappop(due)
+            if later.get(id_) == at:
+                task = self.tasks[id_]
+                if task.state == READY:
+                    self.make_ready(task, front=True)
+                else:
+                    del later[id_]
 
     def leave_worker(self, task: TaskRecord) -> None:
         worker = task.worker
@@ -269,6 +304,8 @@ class TaskTable:
                 continue
             if failed.state == ASSIGNED:
                 self.abandon(failed)
+            if self.later:
+                self.later.pop(failed.id, None)
             failed.state = FAILED
             failed.status = status
             failed.value = payload
@@ -287,10 +324,13 @@ class TaskTable:
         self.strikes.pop(task.id, None)
         task.holders = None
         needed = task.wanted or bool(task.dependents)
-        if task.fn is None:
+        if not task.can_repeat:
             if needed or task.lineage:
                 task.state = RELEASED
-                self.fail(task, m.LOST, text_payload(f"scattered data is gone: {text}"))
+                for dep in task.deps:
+                    dep.lineage -= 1  # counted when the value was stored; fail() counts it again
+                what = "scattered data" if task.fn is None else "its value, not to be made again,"
+                self.fail(task, m.LOST, text_payload(f"{what} is gone: {text}"))
             else:
                 self.unneeded.append(task)
             return
@@ -304,6 +344,7 @@ class TaskTable:
             elif dependent.state == READY:
                 dependent.state = WAITING
                 dependent.n_waiting = 1
+                self.later.pop(dependent.id, None)
         self.make_again(task)
 
     def strike(self, task: TaskRecord, who: str) -> None:
@@ -311,7 +352,7 @@ class TaskTable:
         taken for unreachable."""
         if task.state != DONE or task.value is not None:
             return
-        if task.fn is None and task.holders:
+        if not task.can_repeat and task.holders:
             return  # what cannot be made again is lost only with its last holder
         strikes = self.strikes[task.id] = self.strikes.get(task.id, 0) + 1
         if strikes >= MAX_STRIKES or not task.holders:
@@ -341,7 +382,7 @@ class TaskTable:
             if task.wanted or task.dependents or tasks.get(task.id) is not task:
                 continue
             state = task.state
-            if state == DONE and task.lineage and (task.fn is None or task.value is not None):
+            if state == DONE and task.lineage and (not task.can_repeat or task.value is not None):
                 continue  # small, or not to be made again: the value itself is the recipe
             self.free_copies(task)
             if state == DONE:
@@ -360,6 +401,8 @@ class TaskTable:
                     unneeded.append(dep)
             task.deps = ()
             del tasks[task.id]
+            if self.later:
+                self.later.pop(task.id, None)
             if self.strikes:
                 self.strikes.pop(task.id, None)
             if self.lost:
@@ -412,6 +455,12 @@ def killed(task: TaskRecord, what: str) -> bytes:
     attempts = [text for _, text in task.history or ()]
     text = f"task {task.name} {what} on {len(attempts)} tries; the last one: {attempts[-1]}"
     return killed_payload(text, attempts)
+
+
+def unknown(task: TaskRecord) -> bytes:
+    """The payload of an UNKNOWN row."""
+    last = task.history[-1][1] if task.history else "nothing is known of it"
+    return text_payload(f"task {task.name} may have run, and must not run twice; {last}")
 
 
 def is_restricted(task: TaskRecord) -> bool:

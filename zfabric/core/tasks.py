@@ -101,12 +101,18 @@ class TaskRecord:
         self.nbytes = 0
         self.holders: set[WorkerRecord] | None = None
         self.history: list[tuple[int, str]] | None = None
-        """(ERROR, DIED or LOST, text) per attempt that gave no value, oldest first."""
+        """(how it ended, text) per attempt that gave no value, oldest first; how: ERROR, LATE,
+        OVERSIZE, DIED or LOST."""
 
     @property
     def name(self) -> str:
         """What people call it: its key, or its function and number."""
         return self.options.key or f"{self.fn.name if self.fn else 'data'}-{self.id:x}"
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether it may run again to make its value once more."""
+        return self.fn is not None and self.options.idempotent
 
     def story(self) -> str:
         """One line for people."""

@@ -43,6 +43,9 @@ def reasons(placer: Placer, task: TaskRecord, silent_s: Silence) -> list[Reason]
     state = task.state
     if state == WAITING:
         return _missing_inputs(placer, task, silent_s)
+    if state == READY and task.id in placer.table.later:
+        tries = len(task.history or ())
+        return [("retry", f"it has failed {tries} times; it waits a little before the next try")]
     if state == READY:
         return [_not_placed(placer, task)]
     if state == ASSIGNED:

@@ -80,13 +80,14 @@ class BrokerLoop:
 
     def sleep_s(self, now: float) -> float:
         """How long to wait for events at most."""
-        timeout = 0.0 if self.machine.dirty and not self._full else self._tick_at - now
+        tick_at = min(self._tick_at, self.machine.scheduler.due_at)
+        timeout = 0.0 if self.machine.dirty and not self._full else tick_at - now
         return max(0.0, min(timeout, RETRY_FULL_S) if self._full else timeout)
 
     def receive(self, now: float) -> None:
         """What has arrived, and what time brought about."""
         self._drain_listener(now)
-        if now >= self._tick_at:
+        if now >= self._tick_at or now >= self.machine.scheduler.due_at:
             self._tick_at = self.machine.tick(now)
             if self._guard is not None:
                 self._guard.look(now)

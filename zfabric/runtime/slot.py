@@ -27,6 +27,7 @@ from zfabric.codec.arguments import load_call
 from zfabric.codec.exceptions import dump_exception
 from zfabric.codec.functions import load_function
 from zfabric.codec.serialise import dumps, unpack
+from zfabric.core.retry import class_names, with_names
 from zfabric.core.supervisor_effects import SKIPPED
 from zfabric.ids import counter_of
 from zfabric.messages import ERROR, VALUE
@@ -142,7 +143,8 @@ class Slot:
                     status, blob = self._run_linked(row)
             except BaseException as exc:
                 result = frames = None
-                status, blob = ERROR, dump_exception(exc, where=self._where(row, args, kwargs))
+                blob = dump_exception(exc, where=self._where(row, args, kwargs))
+                status, blob = ERROR, with_names(blob, class_names(type(exc)))
                 args = kwargs = None
                 _cut_loose(exc)
             nbytes = 0 if type(blob) is InFile else len(blob)

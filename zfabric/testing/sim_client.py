@@ -23,7 +23,7 @@ from zfabric.testing.sim_net import Agenda, Dial, Listener, Node
 from zfabric.testing.sim_slots import SimValue, arguments, digest
 from zfabric.testing.sim_worker import HELLO_S, RETRY_S, SimWorker
 
-FAILED = frozenset((m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT))
+FAILED = frozenset((m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT, m.LATE, m.OVERSIZE, m.UNKNOWN))
 
 NO_OPTIONS = m.TaskOptions()
 
@@ -346,6 +346,28 @@ class SimClient(Node):
                 self.wake(self.agenda.now)
 
         self.agenda.at(self.agenda.now + self.agenda.rng.choice([0.0, 0.01, 1.0]), end)
+
+    def _limited(self) -> None:
+        """Its time limit ends it, or it ends before."""
+        rng = self.agenda.rng
+        limits = m.TaskOptions(timeout_s=rng.choice([0.02, 0.4]), retries=rng.choice([0, 1]))
+        call = self.call(self._some(1), seconds=rng.choice([0.001, 0.1, 1e6]), options=limits)
+        call.may = call.may | {m.LATE}
+        self._not_again.add(call.outcome.id)
+
+    def _once(self) -> None:
+        """It must never begin twice; see Agenda.begun."""
+        rng = self.agenda.rng
+        self._salt += 1
+        for behaviour in rng.sample([sim_slots.ONCE, sim_slots.ONCE, sim_slots.ONCE_DIES], 2):
+            call = self.call(
+                self._some(1),
+                seconds=rng.choice([0.0, 0.01, 0.5]),
+                behaviour=behaviour,
+                options=m.TaskOptions(idempotent=False),
+            )
+            call.may = call.may | {m.UNKNOWN, m.LOST}
+            self._not_again.add(call.outcome.id)
 
     def _release(self) -> None:
         for call in self._some(8):

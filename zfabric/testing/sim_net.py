@@ -23,7 +23,8 @@ class Agenda:
         self.now = 0.0
         self.n_steps = 0
         self.begun: set[tuple[int, int]] = set()
-        """(task, attempt) of every row that began in some slot."""
+        """(task, attempt) of every row that began in some slot; (task, -1) of those that must not
+        run twice."""
         self._entries: list[Entry] = []
         self._count = itertools.count()
 

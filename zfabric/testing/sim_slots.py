@@ -25,7 +25,7 @@ HOP_S = 50e-6
 REPORT_S = 0.001
 """A slot keeps finished rows to itself for so long, unless it runs dry."""
 
-GOOD, RAISES, FLAKY, DIES, POISON, BLOCKS = range(6)
+GOOD, RAISES, FLAKY, DIES, POISON, BLOCKS, ONCE, ONCE_DIES = range(8)
 
 READY, RESET_DONE, BLOCKED, UNBLOCKED, CLOSED = "ready", "reset", "blocked", "unblocked", "closed"
 
@@ -233,6 +233,10 @@ class SimSlot:
         self._begun.add((row[0], row[1]))
         spec = unpackb(row[3] or values[-1])
         seconds, behaviour = spec[0], spec[1]
+        if behaviour in (ONCE, ONCE_DIES):
+            if (row[0], -1) in self._begun:
+                raise InternalError(f"{row[0]:x} must not run twice, and begins again")
+            self._begun.add((row[0], -1))
         if behaviour == BLOCKS:
             self.blocked = True
             self._say(clock, BLOCKED)
@@ -242,7 +246,7 @@ class SimSlot:
 
     def _finish(self, running: Running, clock: float) -> None:
         row, values, (seconds, behaviour, large, _), begin, _ = running
-        if behaviour == POISON or (behaviour == DIES and self._rng.random() < 0.4):
+        if behaviour == POISON or (behaviour in (DIES, ONCE_DIES) and self._rng.random() < 0.4):
             self.kill(clock)
             return
         if self._unblock_at <= clock:

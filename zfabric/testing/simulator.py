@@ -34,8 +34,8 @@ from zfabric.testing.sim_net import NEVER, Agenda, Listener, Node
 from zfabric.testing.sim_worker import SimWorker
 
 HABITS = (
-    "map chain tree fan_in fan_out mixed raises flaky dies blocks options long endless release "
-    "cancel retry scatter fetch"
+    "map chain tree fan_in fan_out mixed raises flaky dies blocks options long endless "
+    "limited once release cancel retry scatter fetch"
 ).split()
 
 FAULTS = (
@@ -106,7 +106,7 @@ class SimBroker(Node):
                     changed = True
                 else:
                     wake = min(wake, connection.told_at)
-        if now >= self._tick_at:
+        if now >= self._tick_at or now >= machine.scheduler.due_at:
             self._tick_at = machine.tick(now)
             changed = True
         # Checking is what takes longest here: always after placing while the table is small, else
@@ -129,7 +129,7 @@ class SimBroker(Node):
         bad = [key for key in machine.counts if key.startswith("bad:")]
         if bad:
             raise InternalError(f"a peer broke the protocol: {bad}")
-        return min(wake, self._tick_at)
+        return min(wake, self._tick_at, machine.scheduler.due_at)
 
     def _deliver(self, peer: bytes, frames: Any, now: float) -> bool:
         connection = self.listener.connections.get(peer)
@@ -294,6 +294,8 @@ class Simulation:
 
     def _nothing_left(self) -> bool:
         machine = self.broker.machine
+        if any(worker.ending for worker in machine.scheduler.workers.values()):
+            return False
         if machine.scheduler.tasks or any(c.submitter.has_work() for c in self._live()):
             return False
         for worker in self.workers:

@@ -28,6 +28,9 @@ options = st.builds(
     resources=resources,
     workers=st.lists(texts, max_size=3).map(tuple),
     key=texts,
+    timeout_s=st.floats(0, 1e8),
+    retry_on=st.lists(texts, max_size=3).map(tuple),
+    idempotent=st.booleans(),
 )
 places = st.tuples(u63, st.lists(st.tuples(u63, texts).map(list), max_size=3)).map(list)
 dependencies = st.one_of(
@@ -74,6 +77,7 @@ def _runs(draw: st.DrawFn) -> m.Run:
         draw(columns(n, u64)),
         draw(columns(n, blobs)),
         draw(sparse(n, st.lists(dependencies, max_size=4))),
+        draw(sparse(n, st.floats(0, 1e8))) or (),
     )
 
 

@@ -25,6 +25,7 @@ from zfabric.wire.fields import (
     read_ids,
     read_int,
     read_int_list,
+    read_limits,
     read_list,
     read_options,
     read_resources,
@@ -323,6 +324,7 @@ def _read_run(f: list[Any], bulk: Bulk) -> m.Run:
         fns,
         read_blobs(f[4], n),
         read_dependencies(f[5], n),
+        read_limits(f[6], n),
     )
 
 
@@ -506,9 +508,10 @@ _KINDS: dict[int, _Kind] = {
             pack_ids(x.fns),
             x.payloads,
             x.deps,
+            x.limits,
         ),
         _read_run,
-        6,
+        7,
     ),
     26: _Kind(m.Recall, True, _pack_column, _ids_reader(m.Recall), 1),
     27: _Kind(m.Drop, True, _pack_column, _ids_reader(m.Drop), 1),

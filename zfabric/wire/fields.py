@@ -128,7 +128,22 @@ def read_resources(value: object) -> dict[str, float]:
 
 
 def pack_options(options: Sequence[tuple[int, TaskOptions]]) -> list[Any]:
-    return [[row, [o.priority, o.retries, o.resources, o.workers, o.key]] for row, o in options]
+    return [
+        [
+            row,
+            [
+                o.priority,
+                o.retries,
+                o.resources,
+                o.workers,
+                o.key,
+                o.timeout_s,
+                o.retry_on,
+                o.idempotent,
+            ],
+        ]
+        for row, o in options
+    ]
 
 
 def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
@@ -136,9 +151,11 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
         return []
     options = []
     for row, parts in _sparse(value, n):
-        if type(parts) is not list or len(parts) != 5:
-            raise Malformed("task options do not have five parts")
-        priority, retries, resources, workers, key = parts
+        if type(parts) is not list or len(parts) != 8:
+            raise Malformed("task options do not have eight parts")
+        priority, retries, resources, workers, key, timeout_s, retry_on, idempotent = parts
+        if type(idempotent) is not bool:
+            raise Malformed("idempotent is yes or no")
         options.append(
             (
                 row,
@@ -148,6 +165,9 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
                     read_resources(resources),
                     tuple(read_text(name) for name in read_list(workers)),
                     read_text(key),
+                    read_seconds(timeout_s),
+                    tuple(read_text(name) for name in read_list(retry_on)),
+                    idempotent,
                 )
                 if parts != _DEFAULT_PARTS
                 else DEFAULT_OPTIONS,
@@ -156,7 +176,14 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
     return options
 
 
-_DEFAULT_PARTS: list[Any] = [0, 0, {}, [], ""]
+_DEFAULT_PARTS: list[Any] = [0, 0, {}, [], "", 0.0, [], True]
+
+
+def read_limits(value: object, n: int) -> Sequence[tuple[int, float]]:
+    """[[row, seconds], ...]"""
+    if value == []:
+        return ()
+    return [(row, read_seconds(limit_s)) for row, limit_s in _sparse(value, n)]
 
 
 def read_dependencies(value: object, n: int) -> list[tuple[int, list[Dependency]]]:
