@@ -44,6 +44,9 @@ class Settings:
     """Of values that cross a network: "auto" where the measured link makes it pay, "off", or
     "always", which is there for comparison."""
 
+    shared_memory: str = "on"
+    """Whether values between processes of one host are handed over as memory, or "off"."""
+
     batch_rows: int = 4096
     """Rows per message at most, so that the other end starts before we finish."""
 
@@ -131,7 +134,7 @@ class Settings:
         """Raise ConfigError when a value cannot work."""
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "compression":
+            if isinstance(f.default, str):
                 continue
             number = not isinstance(value, bool) and isinstance(value, (int, float))
             if not number or not 0 < value < math.inf:
@@ -140,6 +143,8 @@ class Settings:
                 raise ConfigError(f"{f.name} must be a whole number, not {value!r}")
         if self.compression not in ("auto", "off", "always"):
             raise ConfigError(f"compression must be auto, off or always, not {self.compression!r}")
+        if self.shared_memory not in ("on", "off"):
+            raise ConfigError(f"shared_memory must be on or off, not {self.shared_memory!r}")
         if self.inline_limit > self.batch_bytes:
             raise ConfigError(
                 f"inline_limit ({self.inline_limit}) must not be above batch_bytes"

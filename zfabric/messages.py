@@ -91,6 +91,9 @@ class TaskOptions:
 
 DEFAULT_OPTIONS = TaskOptions()
 
+MAX_BUFFERS = 1 << 16
+"""Of one value."""
+
 MAX_FUNCTIONS = 1024
 """Functions that a client may name without sending them again. Both ends forget the one that was
 sent first with each one sent beyond that, so neither has to tell the other."""

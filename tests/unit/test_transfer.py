@@ -189,7 +189,7 @@ SIZES = [[], [0], [3, 50_000], [70_000], [10, 1_000_001, 5]]
 @pytest.mark.parametrize("sizes", SIZES)
 def test_values_are_fetched_whole(ends: Any, sizes: list[int]) -> None:
     value = Value.allocate(sizes)
-    value.area[:] = sample(value.nbytes)
+    value.destination[0 : value.nbytes] = sample(value.nbytes)
     ends.store.put(5, value)
     ends.fetcher.fetch(5, value.nbytes, [(7, ends.address)], ends.ended.append, monotonic())
     ends.until(lambda: ends.ended)
@@ -223,7 +223,7 @@ def test_one_value_goes_into_several_stores_at_a_time(ends: Any, tmp_path: Path)
 def test_many_values_at_a_time(ends: Any) -> None:
     for id_ in range(100):
         value = Value.allocate([100_000])
-        value.area[:] = bytes([id_]) * 100_000
+        value.destination[0:100_000] = bytes([id_]) * 100_000
         ends.store.put(id_, value)
         ends.fetcher.fetch(id_, 0, [(7, ends.address)], ends.ended.append, monotonic())
     ends.until(lambda: len(ends.ended) == 100)

@@ -129,7 +129,7 @@ class Values:
     def _load(self, outcome: Outcome, fetch: _Fetch) -> None:
         with self._lock:  # two threads may have waited; both get the same object
             if outcome.status == STORED and outcome.value is fetch:
-                stored = fetch.value
+                stored = fetch.value.unshared()
                 outcome.value = loads(layout.split(stored.area, stored.sizes))
                 outcome.status = LOADED
                 outcome.payload = None

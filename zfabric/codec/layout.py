@@ -73,13 +73,20 @@ class Laid:
     nbytes: of the whole area.  sizes: of the frames.
     """
 
-    __slots__ = ("_frames", "_offsets", "nbytes", "sizes")
+    __slots__ = ("_frames", "_offsets", "file", "nbytes", "sizes")
 
     def __init__(self, frames: Sequence[bytes | bytearray | memoryview]) -> None:
         self._frames = [memoryview(frame).cast("B").toreadonly() for frame in frames]
         self.sizes = [len(frame) for frame in self._frames]
         self._offsets = offsets_of(self.sizes)
         self.nbytes = nbytes_of(self.sizes)
+        self.file: object = None
+        """The same bytes as somebody wrote them where others can map them."""
+
+    @property
+    def frames(self) -> list[memoryview]:
+        """The frames, as flat read-only views."""
+        return self._frames
 
     def __len__(self) -> int:
         return self.nbytes

@@ -156,6 +156,18 @@ class Download:
         del self._expected[offset]
         self._due = now + PROGRESS_S
 
+    def came_whole(self, source: int, sizes: Sequence[int]) -> bool:
+        """The source has handed over its memory with all of the value; whether that is wanted."""
+        if source != self.source or self.is_done:
+            return False
+        total = layout.nbytes_of(sizes)
+        if self._nbytes and total != self._nbytes:
+            return False
+        self.sizes = tuple(sizes)
+        self._total = self._next = total
+        self._expected.clear()
+        return True
+
     def _open(self, sizes: Sequence[int]) -> None:
         total = layout.nbytes_of(sizes)
         if self._nbytes and total != self._nbytes:
@@ -196,7 +208,7 @@ class Upload:
         self.is_done = False
         self._n_targets = n_targets
         self._sizes = tuple(sizes)
-        self._area = area
+        self.area = area
         self._chunk = settings.chunk
         self._due = now + FIRST_ANSWER_S
 
@@ -216,13 +228,13 @@ class Upload:
 
     def asked(self, target: int, request: Fetch, now: float) -> Put | None:
         """The part that the receiver asks for; None for what makes no sense."""
-        if target != self.target or not 0 <= request.offset <= len(self._area):
+        if target != self.target or not 0 <= request.offset <= len(self.area):
             return None
         self._due = now + PROGRESS_S
         return self._part(request.offset, min(request.length, self._chunk))
 
     def _part(self, offset: int, length: int) -> Put:
-        return Put(self.id, offset, self._sizes, self._area[offset : offset + length])
+        return Put(self.id, offset, self._sizes, self.area[offset : offset + length])
 
     def answered(self, target: int, error: str, now: float) -> None:
         """PutDone came."""
@@ -233,6 +245,10 @@ class Upload:
             self.target_failed(target, now)
         else:
             self.is_done = True
+
+    def progressed(self, now: float) -> None:
+        """The value is being written where the receiver will look for it."""
+        self._due = now + PROGRESS_S
 
     def target_failed(self, target: int, now: float) -> None:
         """This way does not work."""

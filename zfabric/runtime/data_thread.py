@@ -26,6 +26,7 @@ from zfabric.keys import KeyPair
 from zfabric.messages import Message
 from zfabric.runtime.fetch import Fetcher, Way
 from zfabric.runtime.link_book import LinkBook
+from zfabric.runtime.memory_door import MemoryDoor
 from zfabric.runtime.store import Store, Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport.contract import Listener, Poller
@@ -74,6 +75,9 @@ class DataThread:
         self._listener = listener
         self._on_put = on_put
         self._allocate = allocate
+        self._door = self._open_door()
+        self.door = "" if self._door is None else self._door.address
+        """The address under which processes of this host get values as memory; "" for none."""
         self._calls: deque[Callable[[], object]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = False
@@ -164,6 +168,8 @@ class DataThread:
                 settings=self._settings,
                 links=self._links,
             )
+        if self._door is not None:
+            self._door.watch(poller.add, poller.discard)
         poller.add(self._wake_fd)
         if self._listener is not None:
             poller.add(self._listener)
@@ -175,11 +181,23 @@ class DataThread:
             self._deliver(_fail, exc)
         finally:
             self._fetcher.close()
+            if self._door is not None:
+                self._door.close()
             if self._listener is not None:
                 self._listener.close()
             # They know this object, and whoever lets go of it wants its descriptor closed now.
-            del self._fetcher, self._server
+            del self._fetcher, self._server, self._door
             self._calls.clear()
+
+    def _open_door(self) -> MemoryDoor | None:
+        # Where nobody shall dial in, nobody shall come by this way either.
+        if self._store is None or self._listener is None or self._settings.shared_memory == "off":
+            return None
+        try:
+            return MemoryDoor(self._store, self._put_came, f"zfabric-{os.urandom(16).hex()}")
+        except OSError as exc:
+            log.warning("no values by shared memory from here: %s", exc)
+            return None
 
     def _turn(self, poller: Poller) -> None:
         fetcher, server = self._fetcher, self._server
@@ -194,9 +212,11 @@ class DataThread:
             if thing is self._listener:
                 assert server is not None
                 server.on_ready(monotonic())
-            elif isinstance(thing, int):
+            elif thing == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(thing)
+            elif self._door is not None and isinstance(thing, int) and self._door.owns(thing):
+                self._door.on_ready(thing)
             elif fetcher.owns(thing):
                 fetcher.on_ready(thing, monotonic())
         while self._calls:

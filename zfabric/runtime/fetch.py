@@ -13,6 +13,7 @@ from typing import Any
 
 from zfabric import wire
 from zfabric.clock import now_s
+from zfabric.codec.layout import Laid
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import Destination, Download, Source, Upload
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
@@ -20,6 +21,8 @@ from zfabric.keys import KeyPair
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
 from zfabric.runtime.dialling import dial_data
 from zfabric.runtime.link_book import LinkBook
+from zfabric.runtime.memory_door import SCHEME, MemoryLink
+from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.store import Value
 from zfabric.transport.contract import Channel, Poller
 from zfabric.transport.locality import is_same_host
@@ -90,6 +93,7 @@ class Fetcher:
         self._gone: set[int] = set()
         """Workers that the broker no longer has; their numbers are never given again."""
         self._channels: OrderedDict[str, Channel] = OrderedDict()
+        self._memory: dict[str, MemoryLink] = {}
         self._moves: dict[tuple[str, int, int], _Move] = {}
         self._queue: deque[tuple[_Move, Callable[[float], Download | Upload]]] = deque()
         self._blocked: deque[tuple[str, _Move, int, list[Any]]] = deque()
@@ -147,7 +151,11 @@ class Fetcher:
 
     def _ways(self, sources: Sequence[Way]) -> list[Way]:
         there = [way for way in sources if way[0] not in self._gone]
-        direct = [(number, address) for number, address in there if address]
+        direct = [(number, each) for number, address in there for each in address.split()]
+        if self._settings.shared_memory == "off":
+            direct = [way for way in direct if not way[1].startswith(SCHEME)]
+        # Memory of any holder on this host before a socket of another.
+        direct.sort(key=lambda way: not way[1].startswith(SCHEME))
         relayed = [(number, "") for number, _ in there] if self._relay else []
         return direct + relayed
 
@@ -168,10 +176,15 @@ class Fetcher:
 
     def owns(self, thing: Any) -> bool:
         """Whether something that the Poller reported is a data channel of this one."""
-        return any(thing is channel for channel in self._channels.values())
+        return any(thing is channel for channel in self._channels.values()) or any(
+            thing == link.fd for link in self._memory.values()
+        )
 
-    def on_ready(self, channel: Channel, now: float) -> None:
-        """A data channel has something."""
+    def on_ready(self, channel: Channel | int, now: float) -> None:
+        """A data channel, or the descriptor of a way to somebody's memory, has something."""
+        if isinstance(channel, int):
+            self._on_memory(channel, now)
+            return
         self._send_blocked(now)
         for _ in range(DRAIN):
             try:
@@ -295,12 +308,16 @@ class Fetcher:
 
     def _ask(self, move: _Move, at: int, request: Fetch, now: float) -> bool:
         way = move.ways[at]
+        if way[1].startswith(SCHEME):
+            return self._by_memory(move, at, now)
         request = self.links.asks(_link_name(way), request, self._is_local(way), now)
         return self._send(move, at, request, now)
 
     def _send(self, move: _Move, at: int, message: Message, now: float) -> bool:
         """False: the way is closed for certain, and the machine knows."""
         number, address = move.ways[at]
+        if address.startswith(SCHEME):
+            return self._by_memory(move, at, now)
         frames = wire.encode(message)
         if not address:
             assert self._relay is not None
@@ -315,6 +332,69 @@ class Fetcher:
             self._way_failed(move, at, now)
             return False
         return True
+
+    def _by_memory(self, move: _Move, at: int, now: float) -> bool:
+        """Ask for, or hand over, all of a value at once. False: this way is closed."""
+        address = move.ways[at][1]
+        machine = move.machine
+        try:
+            link = self._memory.get(address)
+            if link is None:
+                link = self._memory[address] = MemoryLink(address)
+                self._poller.add(link.fd)
+            if isinstance(machine, Upload):
+                sizes, fd = self._in_file(machine.area)
+                machine.progressed(now_s())
+                link.put(machine.id, sizes, fd)
+            else:
+                assert machine is not None
+                link.get(machine.id)
+        except (OSError, ValueError):
+            self._way_failed(move, at, now)
+            return False
+        return True
+
+    def _in_file(self, area: Source) -> tuple[Sequence[int], int]:
+        """A value in a memfd: written there once, however many stores get it."""
+        if not isinstance(area, Laid):
+            raise ValueError("only frames can be handed over")
+        if not isinstance(area.file, InFile):
+            area.file = InFile(area.frames, area.sizes)
+        return area.sizes, area.file.fd
+
+    def _on_memory(self, fd: int, now: float) -> None:
+        link = next((link for link in self._memory.values() if link.fd == fd), None)
+        if link is None:
+            return
+        try:
+            replies = link.replies()
+        except OSError:
+            self._memory_lost(link, now)
+            return
+        for reply in replies:
+            key = ("down", reply.id, 0)
+            move = self._moves.get(key)
+            if reply.is_put:
+                move = self._upload(reply.id, lambda way: way[1] == link.address)
+            if move is None or move.machine is None:
+                continue
+            machine = move.machine
+            at = machine.source if isinstance(machine, Download) else machine.target
+            if at >= len(move.ways) or move.ways[at][1] != link.address:
+                continue
+            if isinstance(machine, Upload):
+                machine.answered(at, reply.error, now)
+            elif reply.value is not None and machine.came_whole(at, reply.value.sizes):
+                move.value = reply.value
+            else:
+                machine.source_failed(at, now)
+            self._advance(move, now)
+
+    def _memory_lost(self, link: MemoryLink, now: float) -> None:
+        self._memory.pop(link.address, None)
+        self._poller.discard(link.fd)
+        link.close()
+        self._fail_ways(link.address, now)
 
     def _send_blocked(self, now: float) -> None:
         """Messages whose channel was not connected yet, or full."""
@@ -356,6 +436,9 @@ class Fetcher:
     def _lost(self, address: str, now: float) -> None:
         """A connection broke: whatever went that way goes the next one."""
         self._close_channel(address)
+        self._fail_ways(address, now)
+
+    def _fail_ways(self, address: str, now: float) -> None:
         for move in list(self._moves.values()):
             machine = move.machine
             at = getattr(machine, "source", getattr(machine, "target", -1))
@@ -373,6 +456,10 @@ class Fetcher:
         """Close all channels; what was on its way is forgotten, without a callback."""
         for address in list(self._channels):
             self._close_channel(address)
+        for link in self._memory.values():
+            self._poller.discard(link.fd)
+            link.close()
+        self._memory.clear()
         self._moves.clear()
         self._queue.clear()
         self._blocked.clear()

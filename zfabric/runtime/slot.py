@@ -234,6 +234,7 @@ class Slot:
         fds = []
         kind = p.RESULTS
         if type(blob) is InFile:
+            held = blob
             fds, kind = [blob.fd], p.FILE
             blob = marshal.dumps((blob.sizes, None), 2)
         body = p.HEAD.pack(self._words[p.FINISHED], spent_ns) + p.RECORD.pack(
@@ -243,7 +244,7 @@ class Slot:
         with self._send_lock:
             if fds:
                 socket.send_fds(self._sock, [data[:1]], fds)
-                os.close(fds[0])
+                held.close()
                 data = data[1:]
             self._sock.sendall(data + blob)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import mmap
 import os
@@ -28,12 +29,28 @@ class InFile:
     def __init__(self, frames: Sequence[Any], sizes: list[int]) -> None:
         """Raises OSError when there is no memory; nothing is left then."""
         self.sizes = sizes
-        self.fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             write_all(self.fd, layout.join(frames))
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, sealed())
         except BaseException:
             os.close(self.fd)
             raise
+
+    def close(self) -> None:
+        """Close the descriptor; a second time does nothing."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            self.close()
+
+
+def sealed() -> int:
+    """The seals of a memfd whose bytes others may map without fear."""
+    return fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def write_all(fd: int, parts: Sequence[Any]) -> None:

@@ -13,12 +13,13 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from zfabric.codec import layout
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
 from zfabric.runtime.slot_protocol import IN_BAND
+from zfabric.runtime.slot_values import mapped
 
 HUGE = 4 * 2**20
 """Bytes from which on it is worth asking for huge pages, of 2 MiB as a rule."""
@@ -106,7 +107,7 @@ class Value:
         nbytes = layout.nbytes_of(sizes)
         if nbytes <= IN_BAND:
             return cls(sizes, memoryview(bytearray(nbytes)))
-        fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC)
+        fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, nbytes)
         except BaseException:
@@ -142,8 +143,21 @@ class Value:
         """All its bytes. A file is mapped when this is first asked for: slots map it themselves,
         and Python's mmap keeps a second descriptor."""
         if self._area is None:
-            self._area = memoryview(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED))
+            try:
+                area = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+            except ValueError as exc:
+                raise OSError(errno.EINVAL, f"a value cannot be mapped: {exc}") from exc
+            self._area = memoryview(area)
         return self._area
+
+    def unshared(self) -> Value:
+        """The same bytes as memory that may be written to: what is written stays in this process,
+        and costs a page each. This value gives its descriptor away for that."""
+        if self.fd < 0:
+            return self
+        area = mapped(os.dup(self.fd))
+        self.close()
+        return Value(self.sizes, area)
 
     def close(self) -> None:
         """Give the descriptor back; a second time does nothing."""
@@ -181,6 +195,12 @@ class Store:
     def get(self, id_: int) -> Value | None:
         """The value, None if it is not here."""
         return self._values.get(id_)
+
+    @contextlib.contextmanager
+    def holding(self, id_: int) -> Iterator[Value | None]:
+        """The value, which nobody frees meanwhile; None if it is not here."""
+        with self._lock:
+            yield self._values.get(id_)
 
     def chunk(self, id_: int, offset: int, length: int) -> memoryview | None:
         """Bytes [offset, offset + length) of a value's area, fewer at its end; no copy.

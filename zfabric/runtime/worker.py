@@ -361,7 +361,9 @@ class Worker:
             return ""
         address = reachable(self._listener.address)
         has_key = self._guard is not None and address.startswith("tcp://")
-        return with_key(address, self._guard.public) if has_key and self._guard else address
+        if has_key and self._guard:
+            address = with_key(address, self._guard.public)
+        return f"{address} {self._data.door}".rstrip()
 
     def _receive(self, now: float) -> None:
         channel = self._channel

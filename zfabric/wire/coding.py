@@ -364,7 +364,7 @@ def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
 def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], Bulk], m.Message]:
     def read(f: list[Any], bulk: Bulk) -> m.Message:
         sizes = read_int_list(f[2], 1 << 48)
-        if len(sizes) > 1 << 16:
+        if len(sizes) > m.MAX_BUFFERS:
             raise Malformed("a value of too many buffers")
         packing = read_bytes(f[3])
         if len(packing) > 64:
