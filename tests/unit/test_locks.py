@@ -182,6 +182,11 @@ def test_a_lock_between_a_client_and_its_tasks(wait_until: Callable[..., Any]) -
 def test_a_lock_is_its_name() -> None:
     lock = zfabric.Lock("a")
     assert pickle.loads(pickle.dumps(lock)) is lock is zfabric.Lock("a")
+
+    class Other(zfabric.Lock):
+        pass
+
+    assert type(Other("a")) is Other and Other("a") is not lock
     assert {lock: 1}[zfabric.Lock("a")] == 1 and zfabric.Lock("b") is not lock
     with pytest.raises(UsageError):
         zfabric.Lock("")

@@ -164,6 +164,10 @@ class IoThread:
         self._release_at = 0.0
         self.wake()
 
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs in it."""
+        return threading.current_thread() is self._thread
+
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """function(*args) in the I/O thread, where nothing else happens meanwhile; its result.
 

@@ -47,8 +47,10 @@ class Lock:
 
     __slots__ = ("__weakref__", "_client", "_guard", "_held", "name")
 
-    _by_name: WeakValueDictionary[str, Lock] = WeakValueDictionary()
-    _by_name_guard = threading.Lock()
+    _by_name: WeakValueDictionary[tuple[type, str], Lock] = WeakValueDictionary()
+    _by_name_guard = threading.RLock()
+    # These guards can be taken again by the thread that has them: the collector may run within
+    # them, and what it finalises may be about locks.
 
     name: str
 
@@ -58,19 +60,19 @@ class Lock:
         # One object per name and process. Who takes several locks in the order of their ids, as
         # xarray does, then has one order in all threads, and no two of them wait for one another.
         with Lock._by_name_guard:
-            lock = None if client is not None else Lock._by_name.get(name)
+            lock = None if client is not None else Lock._by_name.get((cls, name))
             if lock is None:
                 lock = super().__new__(cls)
                 lock.name = name
                 lock._client = client
-                lock._guard = threading.Lock()
+                lock._guard = threading.RLock()
                 lock._held = []
                 if client is None:
-                    Lock._by_name[name] = lock
+                    Lock._by_name[cls, name] = lock
             return lock
 
     _client: Client | None
-    _guard: threading.Lock
+    _guard: threading.RLock
     _held: list[_Held]
 
     def __reduce__(self) -> Any:
@@ -143,6 +145,11 @@ def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) 
     io = client._io
     if not io.is_open:
         misuse.refuse_closed(client)
+    if io.is_this_thread():
+        # Something was collected here whose end asks for a lock; the answer could not be heard.
+        if blocking:
+            raise UsageError("a lock cannot be waited for in the client's I/O thread")
+        return False
     request = io.new_request()
     alarm = Alarm()
     answer: list[tuple[bool, int]] = []
