@@ -122,6 +122,9 @@ class Placer:
         assert fn is not None
         if len(task.deps) > MANY_INPUTS and self._refuse_too_many(worker, task):
             return
+        if self.table.later:
+            # An entry of before, of a row that its worker kept after all, may still be in line.
+            self.table.later.pop(task.id, None)
         task.state = ASSIGNED
         task.worker = worker
         task.attempt += 1
