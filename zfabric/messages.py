@@ -87,6 +87,8 @@ class TaskOptions:
     """Names of the exceptions after which it runs again, as `core.retry`; empty: all."""
     idempotent: bool = True
     """Whether it may run again when nobody knows whether it has run."""
+    must_fit: bool = True
+    """Whether it ends at once where no worker could ever run it; else it waits for one."""
 
 
 DEFAULT_OPTIONS = TaskOptions()

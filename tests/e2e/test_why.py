@@ -91,3 +91,17 @@ def test_the_command(tmp_path: Path) -> None:
         assert "has no task called 'no such'" in missing.stderr
         (tmp_path / "end").touch()
         future.result()
+
+
+def test_work_that_may_wait_for_a_worker_that_fits(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        LocalFabric(n_workers=2, slots=1) as fabric,
+        zfabric.Client(fabric, no_worker_warning_s=0.2) as client,
+    ):
+        future = client.submit(pow, 2, 5, resources={"GPU": 1}, must_fit=False)
+        with pytest.raises(TimeoutError):
+            future.result(timeout=1.5)
+        assert "asks for resources {'GPU': 1.0}, and no worker fits" in caplog.text
+        assert [code for code, _ in future.why().reasons] == ["no fit"]
+        fabric.add_worker(resources={"GPU": 1})
+        assert future.result() == 32

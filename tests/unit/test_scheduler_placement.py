@@ -230,6 +230,18 @@ def test_named_workers(bench: Bench) -> None:
     assert placed(bench.submit(1, 2, options={1: there, 2: there})) == {102: [1, 2]}
 
 
+def test_impossible_wishes_may_wait_for_a_worker_that_fits(bench: Bench) -> None:
+    bench.client(1)
+    bench.worker(101)
+    bench.submit(1, options={1: TaskOptions(resources={"GPU": 1}, must_fit=False)})
+    assert bench.tick(10.0) == []
+    (text,) = bench.scheduler.info()["unfit"]
+    assert "GPU" in text
+    bench.worker(102, resources={"GPU": 1})
+    assert [number for number, _ in bench.turn()] == [102]
+    assert bench.scheduler.info()["unfit"] == []
+
+
 def test_impossible_wishes_are_refused_once_the_fabric_has_settled(bench: Bench) -> None:
     bench.submit(1, 2, options={1: GPU, 2: TaskOptions(workers=("nobody",))})
     assert bench.tick(10) == []  # no workers at all: they may be on their way

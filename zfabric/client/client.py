@@ -131,6 +131,7 @@ class Client:
         timeout: float | None = None,
         retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         idempotent: bool = True,
+        must_fit: bool = True,
         **kwargs: Any,
     ) -> Future:
         """Run fn(*args, **kwargs) on some worker.
@@ -147,15 +148,16 @@ class Client:
         idempotent: False for what must not run twice: where its process or worker vanishes when
             it may have begun, it ends as UnknownOutcome.
         priority: higher runs sooner.  resources: what it occupies on a worker, {"GPU": 1}.
-        workers: name or names of those that may run it.
+        workers: name or names of those that may run it.  must_fit: where none of the workers there
+            are could ever run it, it ends at once as NoWorkerFits; False: it waits for one.
         Raises Unserialisable when an argument cannot be sent, naming the path to it.
         """
         if key is None and not pure:
             plain = not (retries or priority or resources or workers or retry_on)
-            if plain and timeout is None and idempotent is True:
+            if plain and timeout is None and idempotent is True and must_fit is True:
                 return self._calls.submit(fn, args, kwargs)
         options = misuse.options_of(
-            key, retries, priority, resources, workers, timeout, retry_on, idempotent
+            key, retries, priority, resources, workers, timeout, retry_on, idempotent, must_fit
         )
         if key is None and not pure:
             return self._calls.submit(fn, args, kwargs, options)
@@ -185,6 +187,7 @@ class Client:
         timeout: float | None = None,
         retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         idempotent: bool = True,
+        must_fit: bool = True,
         max_inflight: int | None = None,
         **kwargs: Any,
     ) -> list[Future] | LazyMap:
@@ -197,7 +200,7 @@ class Client:
         if not iterables:
             raise UsageError("map() needs something to iterate over: map(f, items)")
         rows: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
-        wishes = (retries, priority, resources, workers, timeout, retry_on, idempotent)
+        wishes = (retries, priority, resources, workers, timeout, retry_on, idempotent, must_fit)
         if max_inflight is None:
             misuse.refuse_endless(iterables)
             if key is None and not pure and not kwargs:
@@ -486,11 +489,13 @@ class Client:
             return
         self._warned_at = now
         try:
-            workers = msgpack.unpackb(self._io.ask("info", 1.0))["workers"]
+            info = msgpack.unpackb(self._io.ask("info", 1.0))
         except ZFabricError:
             return
-        if not workers:
+        if not info["workers"]:
             warn_without_workers(self.address)
+        for text in info.get("unfit", ()):
+            log.warning("%s", text)
 
     def _mark_forked(self) -> None:
         self._forked = True

@@ -90,10 +90,11 @@ def options_of(
     timeout: float | None = None,
     retry_on: Any = (),
     idempotent: bool = True,
+    must_fit: bool = True,
 ) -> TaskOptions | None:
     """What a call asks for beyond the defaults, None when nothing. Raises UsageError."""
     some = key or retries or priority or resources or workers or retry_on
-    if not some and timeout is None and idempotent is True:
+    if not some and timeout is None and idempotent is True and must_fit is True:
         return None
     if key is not None and (not isinstance(key, str) or len(key) > MAX_TEXT):
         raise UsageError(f"key={_short(key)}: it is a text of at most {MAX_TEXT} characters")
@@ -120,7 +121,11 @@ def options_of(
         raise UsageError(f"idempotent={_short(idempotent)}: it is True or False")
     if not idempotent and retries:
         raise UsageError("idempotent=False is for what must not run twice: give no retries=")
-    return TaskOptions(priority, retries, wanted, names, key or "", limit_s, kinds, idempotent)
+    if type(must_fit) is not bool:
+        raise UsageError(f"must_fit={_short(must_fit)}: it is True or False")
+    return TaskOptions(
+        priority, retries, wanted, names, key or "", limit_s, kinds, idempotent, must_fit
+    )
 
 
 def _limit(timeout: Any) -> float:

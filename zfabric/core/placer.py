@@ -257,9 +257,18 @@ class Placer:
             task = _first_ready(queue)
             if task is not None and not self.fits_any(task):
                 for unfit in list(queue):
-                    if unfit.state == READY:
+                    if unfit.state == READY and unfit.options.must_fit:
                         table.fail(unfit, m.UNFIT, text_payload(self.why_unfit(unfit)))
         table.let_go()
+
+    def unfit(self) -> list[str]:
+        """What waits because no worker there is could ever run it, one text per kind."""
+        heads = (_first_ready(queue) for queue in self.table.restricted.values())
+        return [
+            f"waiting until a worker fits: {self.why_unfit(task)}"
+            for task in heads
+            if task is not None and not self.fits_any(task)
+        ]
 
 
 def _first_ready(queue: deque[TaskRecord]) -> TaskRecord | None:

@@ -427,6 +427,7 @@ class Scheduler:
                 "submitted": self.table.n_submitted,
                 "stale": self.table.n_stale,
             },
+            "unfit": self.placer.unfit() if self.workers else [],
             "clients": len(self.clients),
             "workers": [_worker_info(w) for w in self.workers.values()],
         }

@@ -140,6 +140,7 @@ def pack_options(options: Sequence[tuple[int, TaskOptions]]) -> list[Any]:
                 o.timeout_s,
                 o.retry_on,
                 o.idempotent,
+                o.must_fit,
             ],
         ]
         for row, o in options
@@ -151,11 +152,11 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
         return []
     options = []
     for row, parts in _sparse(value, n):
-        if type(parts) is not list or len(parts) != 8:
-            raise Malformed("task options do not have eight parts")
-        priority, retries, resources, workers, key, timeout_s, retry_on, idempotent = parts
-        if type(idempotent) is not bool:
-            raise Malformed("idempotent is yes or no")
+        if type(parts) is not list or len(parts) != 9:
+            raise Malformed("task options do not have nine parts")
+        priority, retries, resources, workers, key, timeout_s, retry_on, idempotent, fit = parts
+        if type(idempotent) is not bool or type(fit) is not bool:
+            raise Malformed("idempotent and must_fit are yes or no")
         options.append(
             (
                 row,
@@ -168,6 +169,7 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
                     read_seconds(timeout_s),
                     tuple(read_text(name) for name in read_list(retry_on)),
                     idempotent,
+                    fit,
                 )
                 if parts != _DEFAULT_PARTS
                 else DEFAULT_OPTIONS,
@@ -176,7 +178,7 @@ def read_options(value: object, n: int) -> list[tuple[int, TaskOptions]]:
     return options
 
 
-_DEFAULT_PARTS: list[Any] = [0, 0, {}, [], "", 0.0, [], True]
+_DEFAULT_PARTS: list[Any] = [0, 0, {}, [], "", 0.0, [], True, True]
 
 
 def read_limits(value: object, n: int) -> Sequence[tuple[int, float]]:
