@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 import zfabric
 from benchmarks.measure import Results
 from benchmarks.sampler.data import make
-from benchmarks.sampler.network import HERE, Namespace
+from benchmarks.sampler.network import Namespace
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("auto", "off", "always")
 MiB = 2**20
+
+REPEATS = 8
+ENOUGH_S = 0.3
+"""A cell whose fetches take a few milliseconds is fetched up to 8 times per round."""
 
 
 class Link(NamedTuple):
@@ -55,13 +59,24 @@ def measure(
             fetch(client, mode, "random", 256 * 1024, 99)
         for kind in kinds:
             for number in range(rounds):
-                for mode in MODES:
-                    note(f"{link.name}: {kind}, {mode}")
-                    seconds = fetch(client, mode, kind, nbytes, number)
-                    results.add(
-                        mode, f"{link.name}, {kind}", "MB/s", nbytes / seconds / 1e6, "MB/s",
-                        nbytes, higher_is_better=True,
-                    )  # fmt: skip
+                spent = dict.fromkeys(MODES, 0.0)
+                for again in range(REPEATS):
+                    for mode in MODES:
+                        if again and spent[mode] > ENOUGH_S:
+                            continue
+                        note(f"{link.name}: {kind}, {mode}")
+                        seed = number * REPEATS + again
+                        seconds = fetch(client, mode, kind, nbytes, seed)
+                        spent[mode] += seconds
+                        results.add(
+                            mode,
+                            f"{link.name}, {kind}",
+                            "MB/s",
+                            nbytes / seconds / 1e6,
+                            "MB/s",
+                            nbytes,
+                            higher_is_better=True,
+                        )
         return client.links()
 
 
@@ -86,7 +101,7 @@ def fabric(link: Link) -> Iterator[zfabric.Client]:
             namespace = Namespace()
             stack.callback(namespace.close)
             namespace.throttle(link.mbit)
-            wrap, host = namespace.command, HERE
+            wrap, host = namespace.command, namespace.here
         zf = [sys.executable, "-m", "zfabric"]
         listen = ["broker", "--listen", f"tcp://{host}:0", "--insecure"]
         broker = start(stack, [*zf, *listen], {})

@@ -7,9 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-HERE = "10.137.0.1"
-THERE = "10.137.0.2"
-
 MBIT = 1_000_000
 
 
@@ -17,6 +14,9 @@ class Namespace:
     """One network namespace, joined with ours by a veth pair; `close` removes both."""
 
     def __init__(self) -> None:
+        # A network of its own, so that two runs do not meet.
+        net = f"10.{137 + os.getpid() // 250 % 100}.{os.getpid() % 250}"
+        self.here, self.there = f"{net}.1", f"{net}.2"
         self.name = f"zfbench{os.getpid()}"
         self._ours, self._theirs = f"zfa{os.getpid()}", f"zfb{os.getpid()}"
         _run("ip", "netns", "add", self.name)
@@ -25,10 +25,10 @@ class Namespace:
                 *("ip", "link", "add", self._ours, "type", "veth"),
                 *("peer", "name", self._theirs, "netns", self.name),
             )
-            _run("ip", "addr", "add", f"{HERE}/24", "dev", self._ours)
+            _run("ip", "addr", "add", f"{self.here}/24", "dev", self._ours)
             _run("ip", "link", "set", self._ours, "up")
             inside = ("ip", "-n", self.name)
-            _run(*inside, "addr", "add", f"{THERE}/24", "dev", self._theirs)
+            _run(*inside, "addr", "add", f"{self.there}/24", "dev", self._theirs)
             _run(*inside, "link", "set", self._theirs, "up")
             _run(*inside, "link", "set", "lo", "up")
         except BaseException:

@@ -87,11 +87,12 @@ class Packer:
             link.went_raw(nbytes, "off" if self._mode == "off" else "not asked for", now)
         elif compress.CODEC not in request.codecs or not self._codec.codecs():
             link.went_raw(nbytes, "no codec", now)
-        elif self._mode == "always" and nbytes:
-            itemsize, _ = self._item_size(request.id, data, 2.0)
-            return self._compressed(link, request.id, data, itemsize, 1.0, "always", now)
         else:
-            return self._judged(link, request.id, data, now)
+            began = self._clock()  # not before: asking for codecs once imports one
+            if self._mode != "always" or not nbytes:
+                return self._judged(link, request.id, data, began)
+            itemsize, _ = self._item_size(request.id, data, 2.0)
+            return self._compressed(link, request.id, data, itemsize, 1.0, "always", began)
         return b"", data
 
     def _judged(self, link: Outbound, id_: int, data: Buffer, began: float) -> tuple[bytes, Buffer]:
