@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 KINDS = ("zeros", "arange", "smooth", "sparse", "text", "random", "compressed", "mixed")
@@ -30,18 +31,37 @@ def make(kind: str, nbytes: int, seed: int) -> Any:
         array[rng.integers(0, n, n // 20)] = rng.random(n // 20)
         return array
     if kind == "text":
-        words = rng.choice(np.array(WORDS), nbytes // 3)
-        return " ".join(words.tolist()).encode()[:nbytes]
+        return tiled(text_block(), nbytes, seed)
     if kind == "random":
         return rng.bytes(nbytes)
     if kind == "compressed":
-        import zlib
-
-        block = zlib.compress(" ".join(rng.choice(np.array(WORDS), 200_000).tolist()).encode(), 6)
-        return (block * (nbytes // len(block) + 1))[:nbytes]
+        return tiled(compressed_block(), nbytes, seed)
     array = np.zeros(n)
     array[n // 4 :] = np.frombuffer(rng.bytes(8 * (n - n // 4)), "f8")
     return array
+
+
+@lru_cache(1)
+def text_block() -> bytes:
+    """Some 900 kB of words. lz4 looks back 64 kB, so more of the same looks new to it."""
+    import numpy as np
+
+    words = np.random.default_rng(0).choice(np.array(WORDS), 200_000)
+    return " ".join(words.tolist()).encode()
+
+
+@lru_cache(1)
+def compressed_block() -> bytes:
+    """Some 250 kB that zlib has made."""
+    import zlib
+
+    return zlib.compress(text_block(), 6)
+
+
+def tiled(block: bytes, nbytes: int, seed: int) -> bytes:
+    """The block again and again, beginning somewhere else for each seed."""
+    start = seed * 4099 % len(block)
+    return (block[start:] + block * (nbytes // len(block) + 1))[:nbytes]
 
 
 def _stack(rng: Any, n: int) -> Any:
