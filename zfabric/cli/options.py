@@ -19,6 +19,23 @@ log_level = click.option(
 )
 
 
+class Size(click.ParamType):
+    """`500M` or `2G` as bytes; powers of 1024."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        unit = "KMGT".find(text[-1:]) + 1 if text else 0
+        try:
+            nbytes = float(text[:-1] if unit else text) * 1024**unit
+        except ValueError:
+            nbytes = 0.0
+        if not 0 < nbytes < 2**60:
+            self.fail(f"{value!r} is no number of bytes, as 500M or 2G", param, ctx)
+        return int(nbytes)
+
+
 class Resources(click.ParamType):
     """`GPU=1,memory=16e9` as a dict of floats."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from zfabric.cli.options import Resources, joining, log_level, merged, start_logging
+from zfabric.cli.options import Resources, Size, joining, log_level, merged, start_logging
 
 
 @click.command(short_help="Start a worker for a broker.")
@@ -16,6 +16,12 @@ from zfabric.cli.options import Resources, joining, log_level, merged, start_log
     help="Tasks that run at a time.  [default: all cores]",
 )
 @click.option("--threads", is_flag=True, help="Thread slots in place of processes.")
+@click.option(
+    "--slot-memory",
+    metavar="BYTES",
+    type=Size(),
+    help="What a slot may take; a task above it is killed: 500M, 2G.",
+)
 @click.option("--name", help="Its name for people and for workers=.  [default: host and pid]")
 @click.option(
     "--resources",
@@ -39,6 +45,7 @@ def worker(
     address: str,
     slots: int | None,
     threads: bool,
+    slot_memory: int | None,
     name: str | None,
     resources: tuple[dict[str, float], ...],
     data_address: str | None,
@@ -66,5 +73,6 @@ def worker(
             resources=merged(resources),
             data_address=data_address,
             insecure=insecure,
+            memory_limit=slot_memory or 0,
         )
     )

@@ -54,6 +54,7 @@ class Client:
         owned, and closed with the client.
     n_workers, slots, kind: of that LocalFabric. slots: per worker, None for one per core.
         kind: "process" or "thread". processes=False is short for kind="thread".
+        memory_limit: bytes that a slot's process may take; a task above it ends as MemoryExceeded.
     name: what the broker's logs call it.
     timeout: seconds until a first contact without an answer raises ConnectFailed.
     set_as_default: Dask's collections compute here without being told, until it is closed.
@@ -72,6 +73,7 @@ class Client:
         slots: int | None = None,
         kind: str | None = None,
         processes: bool | None = None,
+        memory_limit: int | None = None,
         name: str | None = None,
         timeout: float | None = None,
         set_as_default: bool = True,
@@ -86,7 +88,12 @@ class Client:
         misuse.refuse_unknown_options(settings)
         self._settings = Settings.load(connect_timeout_s=timeout, **settings)
         fabric = find_fabric(
-            address, n_workers=n_workers, slots=slots, kind=kind, processes=processes
+            address,
+            n_workers=n_workers,
+            slots=slots,
+            kind=kind,
+            processes=processes,
+            memory_limit=memory_limit,
         )
         self._fabric = fabric.owned
         self.address: str = fabric.address

@@ -30,6 +30,7 @@ def find_fabric(
     slots: int | None,
     kind: str | None,
     processes: bool | None,
+    memory_limit: int | None = None,
 ) -> Found:
     """Where to connect; starts a LocalFabric where nothing else is named.
 
@@ -43,7 +44,12 @@ def find_fabric(
         address = context.address
     if address is not None:
         misuse.refuse_local_options(
-            address, n_workers=n_workers, slots=slots, kind=kind, processes=processes
+            address,
+            n_workers=n_workers,
+            slots=slots,
+            kind=kind,
+            processes=processes,
+            memory_limit=memory_limit,
         )
         text = address if isinstance(address, str) else getattr(address, "address", None)
         if not isinstance(text, str):
@@ -62,6 +68,9 @@ def find_fabric(
     from zfabric.launch.local import LocalFabric
 
     fabric = LocalFabric(
-        n_workers=1 if n_workers is None else n_workers, slots=slots, kind=kind or "process"
+        n_workers=1 if n_workers is None else n_workers,
+        slots=slots,
+        kind=kind or "process",
+        memory_limit=memory_limit or 0,
     )
     return Found(fabric.address, depth, fabric)

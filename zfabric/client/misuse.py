@@ -147,7 +147,7 @@ def _exception_names(retry_on: Any) -> tuple[str, ...]:
     return tuple(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
 
 
-OPTIONS = ("address", "n_workers", "slots", "kind", "processes", "name", "timeout")
+OPTIONS = ("address", "n_workers", "slots", "kind", "processes", "memory_limit", "name", "timeout")
 
 
 def refuse_unknown_options(given: Mapping[str, object]) -> None:

@@ -43,6 +43,7 @@ from zfabric.core.supervisor_effects import (
     ForgetFunctions,
     FreeValues,
     KeepValue,
+    StopSlot,
 )
 from zfabric.core.supervisor_rows import Entry, Linked
 from zfabric.core.supervisor_slots import SlotCrew
@@ -54,6 +55,7 @@ from zfabric.messages import (
     DIED,
     INLINE,
     LOCAL,
+    OVERSIZE,
     STORED,
     VALUE,
     Done,
@@ -393,6 +395,20 @@ class Supervisor:
             outcomes.append(status)
             blobs.append(b"" if status == CANCELLED else packb([text]))
         self.crew.put_back(slot, list(reversed(slot.sent)))
+
+    def slot_too_large(self, number: int, running: bool, text: str, now: float) -> None:
+        """The slot's process has more memory than it may.
+
+        running: its first row has begun, and is what took it.  text: how much, for people. An idle
+        one is replaced: what it keeps would be blamed on its next row.
+        """
+        slot = self.crew.slots[number]
+        if slot.sent and running:
+            self.crew.doom(slot, (OVERSIZE, text), now)
+        elif not slot.sent and slot.started:
+            del self.crew.slots[number]
+            self.crew.changed = True
+            self.table.effects.append(StopSlot(number))
 
     def first_row(self, number: int) -> int:
         """The id of the first row in a slot that has not been reported; 0 if there is none."""

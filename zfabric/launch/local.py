@@ -42,6 +42,7 @@ class LocalFabric:
     n_workers: worker processes.  slots: tasks at a time, per worker; default: the cores of this
     host that this process may use, shared out between the workers.  kind: "process" or "thread".
     scheme: "ipc" (default) or "tcp" on loopback.  resources: what each worker has, e.g. GPU=1.
+    memory_limit: bytes that a slot's process may take; a task above it is killed. 0: any.
     Raises ConfigError for numbers that make no sense, ConnectFailed when the broker does not
     come up; nothing is left running then.
     """
@@ -54,8 +55,11 @@ class LocalFabric:
         *,
         scheme: str = "ipc",
         resources: dict[str, float] | None = None,
+        memory_limit: int = 0,
     ) -> None:
         _check_number("n_workers", n_workers)
+        _check_number("memory_limit", memory_limit)
+        self._memory_limit = memory_limit
         if slots is None:
             slots = max(1, usable_cores() // max(1, n_workers))
         _check_number("slots", slots)
@@ -178,6 +182,7 @@ class LocalFabric:
             "kind": self.kind,
             "name": f"local-{self.n_workers}",
             "resources": resources,
+            "memory_limit": self._memory_limit,
         }
 
     def _start(self, module: str, options: dict[str, Any], fds: list[int]) -> None:

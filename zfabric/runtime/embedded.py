@@ -102,6 +102,7 @@ def serve(
     kind: str = "process",
     name: str = "local-1",
     resources: dict[str, float] | None = None,
+    memory_limit: int = 0,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
     orphaned_directory: str | None = None,
@@ -133,6 +134,7 @@ def serve(
                 None,
                 settings,
                 stop,
+                memory_limit=memory_limit,
                 direct=up,
                 poller=poller,
             )

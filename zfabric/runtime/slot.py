@@ -372,6 +372,7 @@ def main(arguments: list[str]) -> None:
     """The process: `slot NUMBER SUPERVISOR_PID SOCKET TOKENS PAGE`, the last three descriptors."""
     number, parent, sock_fd, tokens, page_fd = map(int, arguments)
     _die_with(parent)
+    _die_first()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     page = mmap.mmap(page_fd, p.PAGE_NBYTES)
     os.close(page_fd)
@@ -393,6 +394,15 @@ def main(arguments: list[str]) -> None:
                 pass
     # Threads that tasks left behind must not keep the process.
     os._exit(0)
+
+
+def _die_first() -> None:
+    """Where the host runs out of memory, a task shall die and not the supervisor."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("800")
+    except OSError:
+        pass
 
 
 def _die_with(parent: int) -> None:

@@ -60,6 +60,7 @@ from zfabric.runtime.dialling import dial_broker, with_key
 from zfabric.runtime.guard import DataGuard
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
+from zfabric.runtime.slot_memory import MemoryWatch, resident
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.store import Store, Value
 from zfabric.transport import Channel, Poller
@@ -115,17 +116,19 @@ class Worker:
         ready_fd: int | None = None,
         *,
         insecure: bool = False,
+        memory_limit: int = 0,
         join: Join | None = None,
         direct: DirectSession | None = None,
         poller: Poller | None = None,
     ) -> None:
-        """insecure: see serve.  join: keys for the broker.  direct, poller: of a broker in this
-        very process, whose loop this worker shares."""
+        """insecure, memory_limit: see serve.  join: keys for the broker.  direct, poller: of a
+        broker in this very process, whose loop this worker shares."""
         self._address = address
         self._join = join
         self._guard = None if join is None else DataGuard()
         self._n_slots = n_slots
         self._kind = kind
+        self._memory = MemoryWatch(memory_limit)
         self._name = name
         self._resources = resources
         self._settings = settings
@@ -235,6 +238,8 @@ class Worker:
                 self._stop.check(thing)
         if now >= self._tick_at:
             self._tick(now)
+        if now >= self._memory.look_at(self._machine):
+            self._look_at_memory(now)
         return received
 
     def _call_soon(self, function: Callable[..., None], *args: Any) -> None:
@@ -272,6 +277,7 @@ class Worker:
         machine_at = self._machine.wake_at(now)
         if machine_at is not None and machine_at < wake:
             wake = machine_at
+        wake = min(wake, self._memory.look_at(self._machine))
         if self._session.has_unsent:
             wake = min(wake, now + (RETRY_S if self._welcomed else RETRY_DIAL_S))
         return max(0.0, wake - now)
@@ -504,8 +510,8 @@ class Worker:
 
     def _load(self) -> tuple[int, ...]:
         machine = self._machine
-        memory = _memory("self") + sum(
-            _memory(str(pid)) for n in self._slots.links if (pid := self._slots.pid(n))
+        memory = resident("self") + sum(
+            resident(str(pid)) for n in self._slots.links if (pid := self._slots.pid(n))
         )
         return (
             machine.n_rows,
@@ -679,6 +685,12 @@ class Worker:
             age = (monotonic_ns() - self._slots.links[number].started_ns()) * 1e-9
         self._machine.row_age(number, effect.id, age, now)
 
+    def _look_at_memory(self, now: float) -> None:
+        for number, text in self._memory.over(self._machine, self._slots, now):
+            if self._peek(number, now):
+                running = self._slots.links[number].is_running()
+                self._machine.slot_too_large(number, running, text, now)
+
     def _runs(self, number: int, id_: int) -> bool:
         """Whether that row runs in a slot, of which everything finished was taken in just now."""
         return self._slots.links[number].is_running() and self._machine.first_row(number) == id_
@@ -726,15 +738,6 @@ def allow_many_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _memory(pid: str) -> int:
-    """Resident bytes of a process, 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 def serve(
     address: str,
     *,
@@ -744,6 +747,7 @@ def serve(
     resources: dict[str, float] | None = None,
     data_address: str | None = None,
     insecure: bool = False,
+    memory_limit: int = 0,
     settings: Settings | None = None,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
@@ -755,6 +759,7 @@ def serve(
     kind: "process" or "thread".  name: for people and for workers=; default: host and pid.
     data_address: where others fetch large values; default: chosen by the broker's address,
     "" to have everything relayed.  insecure: that may be one beyond this host.
+    memory_limit: bytes that a slot's process may take, whose task is killed else; 0: any.
     ready_fd: gets a line when the broker has said Welcome.
     """
     allow_many_descriptors()
@@ -780,6 +785,7 @@ def serve(
                 stop,
                 ready_fd,
                 insecure=insecure,
+                memory_limit=memory_limit,
                 join=join,
             )
             return worker.run()
