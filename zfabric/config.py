@@ -44,6 +44,14 @@ class Settings:
     """Of values that cross a network: "auto" where the measured link makes it pay, "off", or
     "always", which is there for comparison."""
 
+    memory_limit: int = 0
+    """Bytes of values that a worker holds in memory at most; 0: six tenths of what the host or the
+    container has. From 0.6 of it on values go to disk, from 0.8 on new tasks wait for that."""
+
+    spill_directory: str = ""
+    """Where those on disk lie, in files without a name; "": the system's directory for temporary
+    files ($TMPDIR)."""
+
     shared_memory: str = "on"
     """Whether values between processes of one host are handed over as memory, or "off"."""
 
@@ -137,6 +145,8 @@ class Settings:
             if isinstance(f.default, str):
                 continue
             number = not isinstance(value, bool) and isinstance(value, (int, float))
+            if f.name == "memory_limit" and value == 0:
+                continue
             if not number or not 0 < value < math.inf:
                 raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")
             if isinstance(f.default, int) and not isinstance(value, int):

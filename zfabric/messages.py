@@ -158,7 +158,8 @@ class Beat(NamedTuple):
 
     sent: int
     load: tuple[int, ...] = ()
-    """Workers: (rows held, rows running, slots, values held, bytes held, memory in bytes)."""
+    """Workers: (rows held, rows running, slots, values held, bytes of them in memory, memory of all
+    processes in bytes, bytes of values on disk, limit of those in memory, 1 if that is reached)."""
 
 
 class Nack(NamedTuple):

@@ -52,11 +52,13 @@ def render(address: str, info: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     lines += [
         "",
-        f"{'worker':<24}{'host':<16}{'slots':>6}{'running':>9}{'done':>11}{'values':>13}",
+        f"{'worker':<20}{'host':<13}{'slots':>5}{'running':>8}{'done':>10}"
+        f"{'values':>11}{'on disk':>11}",
     ]
     lines += [
-        f"{worker['name'][:23]:<24}{worker['host'][:15]:<16}{worker['slots']:>6}"
-        f"{worker['running']:>9,}{worker['done']:>11,}{bytes_text(worker['bytes']):>13}"
+        f"{worker['name'][:19]:<20}{worker['host'][:12]:<13}{worker['slots']:>5}"
+        f"{worker['running']:>8,}{worker['done']:>10,}{bytes_text(worker['bytes']):>11}"
+        f"{bytes_text(worker.get('spilled', 0)):>11}"
         for worker in workers
     ]
     return "\n".join(lines)

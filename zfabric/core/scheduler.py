@@ -457,7 +457,7 @@ _WORKER_HANDLERS: dict[type, _Handler] = {
 
 
 def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
-    load = (*worker.load, 0, 0, 0, 0, 0, 0)[:6]
+    load = (*worker.load, *[0] * 9)[:9]
     return {
         "name": worker.name,
         "number": worker.number,
@@ -473,6 +473,9 @@ def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
         "values": len(worker.values),
         "bytes": load[4],
         "memory": load[5],
+        "spilled": load[6],
+        "memory_limit": load[7],
+        "full": bool(load[8]),
         "suspect": worker.suspect,
         "credit": worker.credit,
     }

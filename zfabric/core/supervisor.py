@@ -110,6 +110,7 @@ class Supervisor:
         self._unacked: deque[tuple[int, Done]] = deque()
         self._done: tuple[list[int], list[int], bytearray, list[bytes]] = ([], [], bytearray(), [])
         self._missing: list[int] = []
+        self._full = False
         self._copied: list[int] = []
         self._credit_told = pace.credit(n_slots, ())
         self._credit_at = now
@@ -473,6 +474,18 @@ class Supervisor:
             if self.table.is_waiting(entry):
                 self.table.give_back(entry)
 
+    def value_lost(self, id_: int) -> None:
+        """A value that was in the store cannot be read any more: rows that need it are given back
+        when their turn comes, and the broker looks for another holder or has it made again."""
+        if self.table.held.pop(id_, None) is not None:
+            self._missing.append(id_)
+
+    def set_full(self, full: bool) -> None:
+        """Whether the store has no memory for the results of more rows. Those that run go on."""
+        if full is not self._full:
+            self._full = full
+            self._tell_blocked()
+
     def value_put(self, id_: int, nbytes: int) -> None:
         """Somebody put a value into the store, on no row's account."""
         self.table.held[id_] = nbytes
@@ -550,6 +563,8 @@ class Supervisor:
         """Rows that this worker is willing to hold now, running and blocked ones included."""
         slots = self.crew.slots.values()
         n_blocked = sum(slot.blocked for slot in slots)
+        if self._full:
+            return n_blocked
         quiet = [now - s.quiet_since for s in slots if s.sent and not s.blocked]
         return n_blocked + self.crew.pace.credit(self.crew.n_slots, quiet[: self.crew.n_slots])
 

@@ -167,6 +167,8 @@ class MemoryDoor:
             error = ""
             try:
                 value = _value(sizes, data, fd)
+                if not self._store.make_room(value.nbytes):
+                    raise OSError(errno.ENOMEM, "the worker's memory limit is reached")
             except (CodecError, OSError) as exc:
                 error = str(exc)
             else:

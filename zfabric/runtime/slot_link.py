@@ -75,13 +75,21 @@ class SlotLink:
     def send_rows(
         self, functions: list[tuple[int, str, bytes]], rows: list[Any], store: Store
     ) -> None:
-        """Send rows, behind functions that the slot does not have. Values come from the store."""
+        """Send rows, behind functions that the slot does not have. Values come from the store.
+
+        Raises CodecError for a value that is not there, OSError without descriptors or memory.
+        """
         if functions:
             self._send(p.FUNCTIONS, marshal.dumps(functions, 2))
         fds: list[int] = []
-        for row in rows:
-            if len(row) > 4:
-                row[4] = [_place(v, store, fds) if type(v) is tuple else v for v in row[4]]
+        try:
+            for row in rows:
+                if len(row) > 4:
+                    row[4] = [_place(v, store, fds) if type(v) is tuple else v for v in row[4]]
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
         # Tokens first: a row without one would count as taken back.
         os.eventfd_write(self._tokens, len(rows))
         self._send(p.ROWS, marshal.dumps(rows, 2), fds)
@@ -105,19 +113,16 @@ class SlotLink:
         return taken
 
     def _send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
+        """fds: go to the slot, and are closed here then."""
         if len(body) > p.MAX_BODY:
             fd = os.memfd_create("zfabric-frame", os.MFD_CLOEXEC)
             write_all(fd, [body])
             fds = [fd, *fds]
             kind, body = p.LARGE, bytes((kind,))
-        try:
-            for start in range(0, len(fds), FDS_PER_FRAME):
-                copies = _copies(fds[start : start + FDS_PER_FRAME])
-                self._put(p.FRAME.pack(1, p.DESCRIPTORS) + b"\0", copies)
-            self._put(p.FRAME.pack(len(body), kind) + body, [])
-        finally:
-            if kind == p.LARGE:
-                os.close(fds[0])
+        for start in range(0, len(fds), FDS_PER_FRAME):
+            part = list(fds[start : start + FDS_PER_FRAME])
+            self._put(p.FRAME.pack(1, p.DESCRIPTORS) + b"\0", part)
+        self._put(p.FRAME.pack(len(body), kind) + body, [])
 
     def _put(self, data: bytes, fds: list[int]) -> None:
         self._unsent.append((memoryview(data), fds))
@@ -279,27 +284,18 @@ class SlotLink:
         self._unsent.clear()
 
 
-def _copies(fds: Sequence[int]) -> list[int]:
-    copies: list[int] = []
-    try:
-        for fd in fds:
-            copies.append(os.dup(fd))
-    except OSError:
-        for fd in copies:
-            os.close(fd)
-        raise
-    return copies
-
-
 def _place(reference: tuple[int], store: Store, fds: list[int]) -> tuple[Any, Any]:
-    """A stored value as the slot reads it; its descriptor goes to `fds`."""
-    value = store.get(reference[0])
-    if value is None:
-        raise InternalError(f"value {reference[0]} was promised to a slot and is not in the store")
-    if value.fd < 0:
-        return value.sizes, bytes(value.area)
-    fds.append(value.fd)
-    return value.sizes, None
+    """A stored value as the slot reads it; a copy of its descriptor goes to `fds`.
+
+    Raises CodecError for a value that the disk has lost.
+    """
+    with store.holding(reference[0]) as value:
+        if value is None:
+            raise CodecError(f"value {reference[0]:x} is not in the store any more")
+        if value.fd < 0:
+            return value.sizes, bytes(value.area)
+        fds.append(os.dup(value.fd))
+        return value.sizes, None
 
 
 def _value(payload: bytes, fd: int) -> Value:

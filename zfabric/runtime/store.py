@@ -9,20 +9,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
 
 from zfabric.codec import layout
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
 from zfabric.runtime.slot_protocol import IN_BAND
 from zfabric.runtime.slot_values import mapped
+from zfabric.runtime.spill import Spilled, SpillFiles
+
+log = logging.getLogger(__name__)
 
 HUGE = 4 * 2**20
 """Bytes from which on it is worth asking for huge pages, of 2 MiB as a rule."""
+
+
+SPILL_AT = 0.6
+"""Of the limit: from here on values are moved to disk."""
+
+PAUSE_AT = 0.8
+"""Of the limit: from here on new work waits for that."""
+
+RETRY_S = 5.0
+"""After which a disk that failed is tried again."""
 
 
 class _File:
@@ -70,7 +86,7 @@ class Value:
     own. The memory lives as long as somebody has a view of it.
     """
 
-    __slots__ = ("_area", "fd", "nbytes", "sizes")
+    __slots__ = ("_area", "fd", "lock", "nbytes", "sizes", "spilled")
 
     def __init__(
         self, sizes: Sequence[int], area: memoryview | None, fd: int = -1, nbytes: int = 0
@@ -79,6 +95,10 @@ class Value:
         self.nbytes = nbytes if area is None else area.nbytes
         self.fd = fd
         self._area = area
+        self.lock = threading.Lock()
+        """Held while it moves between memory and disk. Never taken by who has a store's lock."""
+        self.spilled: Spilled | None = None
+        """Where it is on disk, when it is not in memory."""
 
     @classmethod
     def from_bytes(cls, sizes: Sequence[int], data: bytes | bytearray) -> Value:
@@ -143,6 +163,8 @@ class Value:
         """All its bytes. A file is mapped when this is first asked for: slots map it themselves,
         and Python's mmap keeps a second descriptor."""
         if self._area is None:
+            if self.fd < 0:
+                raise OSError(errno.EBADF, "a value is not in memory")
             try:
                 area = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
             except ValueError as exc:
@@ -159,6 +181,23 @@ class Value:
         self.close()
         return Value(self.sizes, area)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its descriptor was given back and it was not mapped."""
+        return self.fd < 0 and self._area is None
+
+    def leave_memory(self, part: Spilled) -> None:
+        """It is on disk now; whoever has a view of the memory keeps it."""
+        self.close()
+        self._area = None
+        self.spilled = part
+
+    def enter_memory(self, fresh: Value) -> None:
+        """Take over the memory of a value that was read from disk."""
+        self.fd, fresh.fd = fresh.fd, -1
+        self._area = fresh._area
+        self.spilled = None
+
     def close(self) -> None:
         """Give the descriptor back; a second time does nothing."""
         if self.fd >= 0:
@@ -170,61 +209,243 @@ class Value:
 
 
 class Store:
-    """Values by id.  n_values, nbytes: what it holds now. Any thread may use it."""
+    """Values by id. Any thread may use it.
 
-    def __init__(self) -> None:
+    limit: bytes of values in memory at most; 0: no limit.  files: where values go before that.
+    on_change: called, in any thread, when `is_full` may have changed or values were lost.
+    nbytes, spilled_nbytes: of values in memory, and on disk.
+    trouble: why the disk does not take values, "" when it does.
+
+    From SPILL_AT of the limit on a thread moves those that were used least recently to disk. They
+    come back when somebody asks for them.
+    """
+
+    def __init__(
+        self,
+        limit: int = 0,
+        files: SpillFiles | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._lock = threading.RLock()
         self._values: dict[int, Value] = {}
+        self._in_memory: OrderedDict[int, Value] = OrderedDict()
+        """Those that are not on disk, the least recently used first."""
+        self._limit = limit
+        self._files = files
+        self._on_change = on_change
+        self._need = threading.Event()
+        self._spiller: threading.Thread | None = None
+        self._closing = False
+        self._lost: list[int] = []
+        self._leftover: deque[Value] = deque()
+        """Freed values whose memory and disk is still to be given back."""
+        self._retry_at = 0.0
         self.nbytes = 0
+        self.spilled_nbytes = 0
+        self.trouble = ""
 
     @property
     def n_values(self) -> int:
         """How many values it holds."""
         return len(self._values)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether new work should wait until more values are on disk. A disk that takes none is
+        not waited for."""
+        return bool(self._limit) and self.nbytes > PAUSE_AT * self._limit and not self.trouble
+
     def __contains__(self, id_: int) -> bool:
         return id_ in self._values
 
     def put(self, id_: int, value: Value) -> None:
         """Hold a value from now on; one that was there under the id goes."""
-        with self._lock:
+        if id_ in self._values or self._leftover:
             self.free((id_,))
-            self._values[id_] = value
+        was_full = self.is_full
+        with self._lock:
+            self._values[id_] = self._in_memory[id_] = value
             self.nbytes += value.nbytes
+        self._look()
+        if self.is_full and not was_full:
+            self._on_change()
 
     def get(self, id_: int) -> Value | None:
-        """The value, None if it is not here."""
-        return self._values.get(id_)
+        """The value, in memory; None if it is not here."""
+        with self.holding(id_) as value:
+            return value
 
     @contextlib.contextmanager
     def holding(self, id_: int) -> Iterator[Value | None]:
-        """The value, which nobody frees meanwhile; None if it is not here."""
-        with self._lock:
-            yield self._values.get(id_)
+        """The value, which stays in memory meanwhile; None if it is not here."""
+        while True:
+            with self._lock:
+                value = self._values.get(id_)
+                if value is None or value.spilled is None:
+                    if value is not None:
+                        self._in_memory.move_to_end(id_)
+                    yield value
+                    return
+            self._bring_back(id_, value)
 
     def chunk(self, id_: int, offset: int, length: int) -> memoryview | None:
         """Bytes [offset, offset + length) of a value's area, fewer at its end; no copy.
 
         None: it is not here, or the range makes no sense.
         """
-        with self._lock:
-            return self._part(id_, offset, length)
-
-    def _part(self, id_: int, offset: int, length: int) -> memoryview | None:
-        value = self._values.get(id_)
-        if value is None or not 0 <= offset <= value.nbytes or length < 0:
-            return None
-        return value.area[offset : offset + length].toreadonly()
+        with self.holding(id_) as value:
+            if value is None or not 0 <= offset <= value.nbytes or length < 0:
+                return None
+            return value.area[offset : offset + length].toreadonly()
 
     def free(self, ids: Iterable[int]) -> None:
         """Forget values; those that are not here do not matter."""
+        was_full = self.is_full
+        gone = []
         with self._lock:
             for id_ in ids:
                 value = self._values.pop(id_, None)
                 if value is not None:
-                    self.nbytes -= value.nbytes
-                    value.close()
+                    gone.append(value)
+                    if self._in_memory.pop(id_, None) is not None:
+                        self.nbytes -= value.nbytes
+        self._leftover.extend(gone)
+        self._clean_up()
+        if was_full and not self.is_full:
+            self._on_change()
+
+    def _clean_up(self) -> None:
+        """Let go of freed values, but for those that are just on their way to or from disk."""
+        for _ in range(len(self._leftover)):
+            try:
+                value = self._leftover.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if not value.lock.acquire(blocking=False):
+                self._leftover.append(value)
+                continue
+            try:
+                part, value.spilled = value.spilled, None
+                value.close()
+            finally:
+                value.lock.release()
+            if part is not None:
+                assert self._files is not None
+                with self._lock:
+                    self.spilled_nbytes -= part.nbytes
+                self._files.free(part)
 
     def clear(self) -> None:
         """Forget all values."""
         self.free(list(self._values))
+
+    def close(self) -> None:
+        """Forget all values and end the thread."""
+        self._closing = True
+        self._need.set()
+        if self._spiller is not None:
+            self._spiller.join(5.0)
+        self.clear()
+
+    # --- memory and disk ----------------------------------------------------------------------
+
+    def make_room(self, nbytes: int) -> bool:
+        """Move values to disk, here and now, until so many more bytes are within the limit.
+
+        False: they are not, as the disk takes no more, or the limit is below that.
+        """
+        while self._limit and self.nbytes + nbytes > self._limit:
+            if nbytes > self._limit or not self._spill_one():
+                return False
+        return True
+
+    def lost(self) -> list[int]:
+        """Values that could not be brought back from disk, since this was last asked."""
+        with self._lock:
+            lost, self._lost = self._lost, []
+            return lost
+
+    def _look(self) -> None:
+        if not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit:
+            return
+        if self._spiller is None and not self._closing:
+            self._spiller = threading.Thread(target=self._spill, name="zfabric-spill", daemon=True)
+            self._spiller.start()
+        self._need.set()
+
+    def _spill(self) -> None:
+        """The thread."""
+        while not self._closing:
+            self._need.wait()
+            self._need.clear()
+            self._clean_up()
+            while not self._closing and self.nbytes > SPILL_AT * self._limit:
+                was_full = self.is_full
+                if not self._spill_one():
+                    break
+                if was_full and not self.is_full:
+                    self._on_change()
+
+    def _spill_one(self) -> bool:
+        """Move the value that was used least recently to disk. False: nothing can be moved."""
+        if self._files is None or monotonic() < self._retry_at:
+            return False
+        with self._lock:
+            if not self._in_memory:
+                return False
+            id_, value = next(iter(self._in_memory.items()))
+            self._in_memory.move_to_end(id_)  # so that another thread takes another one
+        part = None
+        try:
+            with value.lock:
+                if value.spilled is not None or value.is_closed:
+                    return True
+                part = self._files.write(value.area)
+        except OSError as exc:
+            if not self.trouble:
+                log.warning("values stay in memory, the disk does not take them: %s", exc)
+            self.trouble = str(exc)
+            self._retry_at = monotonic() + RETRY_S
+            self._on_change()
+            return False
+        self.trouble = ""
+        with value.lock, self._lock:
+            if self._values.get(id_) is value and value.spilled is None:
+                del self._in_memory[id_]
+                self.nbytes -= value.nbytes
+                self.spilled_nbytes += part.nbytes
+                value.leave_memory(part)
+                return True
+        self._files.free(part)
+        return True
+
+    def _bring_back(self, id_: int, value: Value) -> None:
+        """From disk to memory. A value that cannot be read any more is forgotten, and `lost`."""
+        files = self._files
+        assert files is not None
+        with value.lock:
+            part = value.spilled
+            if part is None:
+                return
+            try:
+                fresh = Value.allocate(value.sizes)
+                files.read(part, fresh.destination)
+            except (OSError, CodecError) as exc:
+                log.error("a value is lost: %s", exc)
+                fresh = None
+            with self._lock:
+                here = self._values.get(id_) is value
+                if here and fresh is not None:
+                    value.enter_memory(fresh)
+                    self._in_memory[id_] = value
+                    self.nbytes += value.nbytes
+                elif here:
+                    del self._values[id_]
+                    self._lost.append(id_)
+            if here:
+                value.spilled = None
+                self.spilled_nbytes -= part.nbytes
+                files.free(part)
+        if fresh is None:
+            self._on_change()
+        self._look()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from msgpack import packb
 
 from zfabric import wire
 from zfabric.clock import now_s
+from zfabric.codec import layout
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import Destination, Download
 from zfabric.errors import RemoteProtocolError, TransportError
@@ -159,6 +161,8 @@ class ValueServer:
         upload = _Upload()
 
         def allocate(sizes: Sequence[int]) -> Destination:
+            if not self._store.make_room(layout.nbytes_of(sizes)):
+                raise OSError(errno.ENOMEM, "the worker's memory limit is reached")
             upload.value = Value.allocate(sizes)
             return upload.value.destination
 

@@ -62,6 +62,7 @@ from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_memory import MemoryWatch, resident
 from zfabric.runtime.slots import Slots
+from zfabric.runtime.spill import SpillFiles, usual_limit
 from zfabric.runtime.store import Store, Value
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
@@ -141,7 +142,10 @@ class Worker:
         self._exit_fds: dict[int, int] = {}
         """By slot number; see Slots.exit_fd."""
         self._events: list[tuple[int, int]] = []
-        self._store = Store()
+        self._memory_limit = settings.memory_limit or usual_limit()
+        self._store = Store(
+            self._memory_limit, SpillFiles(settings.spill_directory), self._store_changed
+        )
         self._machine = self._new_machine(now, now)
         self._session: Session | DirectSession = direct or Session(
             new_token(), settings=settings, now=now
@@ -248,6 +252,14 @@ class Worker:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._called_fd, 1)
 
+    def _store_changed(self) -> None:
+        self._call_soon(self._look_at_store)
+
+    def _look_at_store(self) -> None:
+        for id_ in self._store.lost():
+            self._machine.value_lost(id_)
+        self._machine.set_full(self._store.is_full)
+
     def _run_calls(self) -> None:
         while self._calls:
             function, args = self._calls.popleft()
@@ -322,7 +334,7 @@ class Worker:
         if self._guard is not None:
             self._guard.close()
         self._slots.kill_all()
-        self._store.clear()
+        self._store.close()
         self._epoll.close()
 
     # --- the broker ---------------------------------------------------------------------------
@@ -520,6 +532,9 @@ class Worker:
             self._store.n_values,
             self._store.nbytes,
             memory,
+            self._store.spilled_nbytes,
+            self._memory_limit,
+            int(self._store.is_full),
         )
 
     # --- values -------------------------------------------------------------------------------
@@ -573,6 +588,7 @@ class Worker:
             try:
                 link.send_rows(effect.functions, effect.rows, self._store)  # type: ignore[union-attr]
             except SLOT_ERRORS as exc:
+                self._look_at_store()
                 self._bury(number, now, exc)
                 return
             if link.has_unsent:

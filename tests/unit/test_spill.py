@@ -1,0 +1,142 @@
+"""Values that go to disk when memory is short, and come back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zfabric.core.supervisor import Supervisor
+from zfabric.errors import CodecError
+from zfabric.messages import Done
+from zfabric.runtime import spill
+from zfabric.runtime.slot_values import InFile
+from zfabric.runtime.spill import SpillFiles
+from zfabric.runtime.store import Store, Value
+
+NBYTES = 100_000
+
+
+def value(number: int, nbytes: int = NBYTES) -> Value:
+    file = InFile([bytes([number]) * nbytes], [nbytes])
+    return Value.from_file(file.sizes, os.dup(file.fd))
+
+
+def n_unnamed() -> int:
+    """Files without a name that this process has open."""
+    links = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            links.append(os.readlink(fd))
+        except FileNotFoundError:
+            continue
+    return sum("(deleted)" in link and "memfd:" not in link for link in links)
+
+
+def test_the_least_recently_used_go_first_and_come_back(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    changes: list[bool] = []
+    store = Store(10 * NBYTES, SpillFiles(str(tmp_path)), lambda: changes.append(store.is_full))
+    before = n_unnamed()
+    for number in range(50):
+        assert store.make_room(NBYTES)
+        store.put(number, value(number))
+        assert store.nbytes <= 10 * NBYTES
+        assert store.get(0) is not None
+    wait_until(lambda: store.nbytes <= 6 * NBYTES)
+    assert store.nbytes + store.spilled_nbytes == 50 * NBYTES and not store.is_full
+    assert list(tmp_path.iterdir()) == [], "the files have no names"
+    for number in (0, 1, 25, 49, 1):
+        part = store.chunk(number, 10, 5)
+        assert part is not None and bytes(part) == bytes([number]) * 5
+    store.free(range(1, 50))
+    wait_until(lambda: store.nbytes + store.spilled_nbytes == NBYTES)
+    store.close()
+    assert (store.nbytes, store.spilled_nbytes, n_unnamed()) == (0, 0, before)
+
+
+def test_many_threads_may_use_it(tmp_path: Path) -> None:
+    store = Store(5 * NBYTES, SpillFiles(str(tmp_path)))
+    wrong: list[int] = []
+
+    def use(first: int) -> None:
+        for number in range(first, first + 40):
+            store.put(number, value(number % 256))
+            for again in range(first, number + 1, 7):
+                with store.holding(again) as found:
+                    if found is None or found.area[7] != again % 256:
+                        wrong.append(again)
+        store.free(range(first, first + 40))
+
+    threads = [threading.Thread(target=use, args=(n * 1000,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    store.close()
+    assert not wrong and (store.nbytes, store.spilled_nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_takes_nothing_keeps_values_in_memory(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    store, before = Store(3 * NBYTES, SpillFiles(str(tmp_path))), n_unnamed()
+    with monkeypatch.context() as patch:
+        patch.setattr(spill.os, "pwrite", fail)
+        for number in range(5):
+            store.put(number, value(number))
+        wait_until(lambda: store.trouble)
+        assert not store.make_room(NBYTES) and not store.is_full
+        assert store.nbytes == 5 * NBYTES and n_unnamed() == before
+        assert all(store.get(number) is not None for number in range(5))
+    store.close()
+
+
+def test_bytes_that_have_changed_on_disk_are_a_lost_value(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    store = Store(NBYTES, SpillFiles(str(tmp_path)))
+    store.put(1, value(1))
+    wait_until(lambda: store.spilled_nbytes == NBYTES)
+    part = store._values[1].spilled
+    assert part is not None
+    os.pwrite(part.file.fd, b"x", part.offset + 500)
+    assert store.get(1) is None and store.lost() == [1] and store.lost() == []
+    assert (store.nbytes, store.spilled_nbytes, 1 in store) == (0, 0, False)
+    store.close()
+
+
+def test_files_without_a_name_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill.os, "O_TMPFILE", os.O_DIRECTORY | os.O_WRONLY)
+    files = SpillFiles(str(tmp_path))
+    part = files.write(memoryview(b"abc"))
+    assert list(tmp_path.iterdir()) == []
+    to = bytearray(3)
+    files.read(part, memoryview(to))
+    assert to == b"abc"
+    with pytest.raises(CodecError):
+        files.read(part._replace(checksum=1), memoryview(to))
+    files.free(part)
+
+
+def test_a_full_worker_takes_no_more_rows_until_there_is_room() -> None:
+    machine = Supervisor(2, now=0.0)
+    assert machine.credit(0.0) > 0
+    for full in (True, False):
+        machine.set_full(full)
+        (told,) = machine.messages(1.0)
+        assert isinstance(told, Done) and (told.credit == 0) is full
+        machine.set_full(full)
+        assert machine.messages(1.0) == []
