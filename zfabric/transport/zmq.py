@@ -20,6 +20,7 @@ process and close in order: they say goodbye with a second empty message.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ from zfabric.transport.ipc_path import PathLock, check_path
 from zfabric.transport.zmq_socket import (
     ACCEPTED,
     BOUND,
+    CONNECTED,
     DIALLING,
     DOWN,
     MISMATCHED,
@@ -283,6 +285,13 @@ class ZmqListener(_Base, Listener):
             raise self._failed(exc) from exc
         return True
 
+    def names_of(self, peer: PeerId) -> tuple[Any, Any] | None:
+        """What `getsockname` and `getpeername` say of a peer's connection.
+
+        None where there is no such connection (any more), and on inproc and ipc.
+        """
+        return _names(self._peers.get(peer, -1))
+
     def _gone(self) -> ChannelClosed:
         if self._closed:
             return ChannelClosed(f"{self.address} was closed here")
@@ -432,8 +441,9 @@ class ZmqChannel(_Base, Channel):
     """A DEALER with one connection, or none at the moment."""
 
     def __init__(self, address: str, options: zmq_socket.Options) -> None:
-        super().__init__(address, DIALLING, options, UP | DOWN | REFUSED | MISMATCHED)
+        super().__init__(address, DIALLING, options, CONNECTED | UP | DOWN | REFUSED | MISMATCHED)
         self._up = False
+        self._descriptor = -1  # of the latest connection
         self._lost = False
         self._clear = False  # up, and nobody has yet to hear that it was not
         try:
@@ -551,8 +561,10 @@ class ZmqChannel(_Base, Channel):
         self._stirred = False
         if self._monitor is None:
             return
-        for event, _descriptor in self._monitor.read():
-            if event == UP:
+        for event, descriptor in self._monitor.read():
+            if event == CONNECTED:
+                self._descriptor = descriptor  # UP does not say it
+            elif event == UP:
                 self._up = True
                 self.trouble = ""
             elif event != DOWN:
@@ -561,6 +573,10 @@ class ZmqChannel(_Base, Channel):
                 self._up = False
                 self._lost = True
         self._clear = self._up and not self._lost
+
+    def names(self) -> tuple[Any, Any] | None:
+        """What `getsockname` and `getpeername` say of the latest connection; None without one."""
+        return _names(self._descriptor)
 
     def idle_s(self) -> float | None:
         if self._lost:
@@ -576,6 +592,23 @@ class ZmqChannel(_Base, Channel):
             with suppress(zmq.ZMQError):  # full: the listener finds out when it sends
                 self._send(b"", _NOBLOCK)
         self._shut(linger_s)
+
+
+def _names(descriptor: int) -> tuple[Any, Any] | None:
+    """The two addresses of a connection that libzmq's I/O thread owns and may close meanwhile.
+
+    A descriptor that was closed and serves another connection by now gives the addresses of that
+    one: good for showing to people, no proof of anything.
+    """
+    if descriptor < 0:
+        return None
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                return None
+            return connection.getsockname(), connection.getpeername()
+    except OSError:
+        return None
 
 
 def _never_changes(frame: Buffer) -> bool:
