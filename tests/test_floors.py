@@ -37,6 +37,7 @@ FLOORS: dict[str, int] = {
     "client": 4,
     "demo": 5,
     "integrations": 5,
+    "distributed": 6,
     "joblib": 6,
     "xarray": 6,
     "cli": 6,
