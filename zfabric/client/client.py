@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import msgpack
 
-from zfabric.client import current, misuse
+from zfabric.client import current, engines, misuse
 from zfabric.client.callbacks import Callbacks
 from zfabric.client.calls import Calls
 from zfabric.client.fabric import find_fabric
@@ -49,9 +49,9 @@ POLL_S = 0.02
 class Client:
     """A connection with a fabric: submits calls, gives futures.
 
-    address: of the broker, or the path of a join file, or a LocalFabric. Without one:
-        ZFABRIC_ADDRESS; inside a task, the fabric that runs it; else a LocalFabric is started,
-        owned, and closed with the client.
+    address: of the broker, or the path of a join file, or a LocalFabric, or `dask://host:port`
+        of a Dask scheduler (see zfabric.distributed). Without one: ZFABRIC_ADDRESS; inside a task,
+        the fabric that runs it; else a LocalFabric is started, owned, and closed with the client.
     n_workers, slots, kind: of that LocalFabric. slots: per worker, None for one per core.
         kind: "process" or "thread". processes=False is short for kind="thread".
         memory_limit: bytes that a slot's process may take; a task above it ends as MemoryExceeded.
@@ -64,6 +64,10 @@ class Client:
     Safe to use from many threads. Closing it, by `with`, `close()` or when nobody holds it any
     more, forgets all its tasks; who still waits for one gets TaskCancelled.
     """
+
+    def __new__(cls, address: Any = None, *_args: Any, **_options: Any) -> Client:
+        kind = (engines.engine_of(address) or cls) if cls is Client else cls
+        return super().__new__(kind)
 
     def __init__(
         self,
