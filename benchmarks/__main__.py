@@ -6,6 +6,7 @@ import importlib
 import sys
 
 SUBJECTS = {
+    "distributed-comms": "zmq:// against tcp:// inside the same dask.distributed",
     "sampler": "does compression by the measured link choose right? throttled links, real data",
     "tasks": "what a task costs: throughput, latency, chains, trees, start-up, broker memory",
     "transports": "bytes between two processes, by each way that Python offers",
@@ -16,13 +17,13 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("python -m benchmarks SUBJECT [--help]\n")
         for name, text in SUBJECTS.items():
-            print(f"  {name:<10} {text}")
+            print(f"  {name:<18} {text}")
         return 0
     subject, *rest = argv
     if subject not in SUBJECTS:
         print(f"no subject {subject!r}; there are: {', '.join(SUBJECTS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"benchmarks.{subject}.command")
+    command = importlib.import_module(f"benchmarks.{subject.replace('-', '_')}.command")
     return int(command.main(rest) or 0)
 
 

@@ -1,0 +1,1 @@
+"""zmq:// against tcp:// inside the same dask.distributed."""

@@ -1,0 +1,140 @@
+"""What is timed, on a running cluster of two workers with two threads each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measure import Results
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each."""
+
+    tasks: int = 2000
+    calls: int = 200
+    array: int = 64_000_000
+    """Bytes of an array that goes from one worker to the other."""
+    transfers: int = 8
+    rows: int = 2_000_000
+    """Of the dataframe that is shuffled, 16 bytes each."""
+
+
+QUICK = Sizes(tasks=100, calls=10, array=8_000_000, transfers=2, rows=50_000)
+
+
+def nothing(_number: int) -> None:
+    """A task without work: what is timed is the way to it and back."""
+
+
+def take(array: Any) -> int:
+    """A task that wants the array where it runs."""
+    return int(array.nbytes)
+
+
+def make(nbytes: int, _number: int) -> Any:
+    import numpy
+
+    return numpy.random.default_rng(0).random(nbytes // 8)
+
+
+def hold_the_gil(seconds: float) -> int:
+    """Python all the time: other threads of the process get the GIL every 5 ms at best."""
+    end = time.perf_counter() + seconds
+    turns = 0
+    while time.perf_counter() < end:
+        for _ in range(1000):
+            turns += 1
+    return turns
+
+
+def run(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
+    """All workloads; each is its own row of the table."""
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    client.gather(client.map(nothing, range(50), pure=False))
+
+    begun = time.perf_counter()
+    client.gather(client.map(nothing, range(sizes.tasks), pure=False))
+    rate = sizes.tasks / (time.perf_counter() - begun)
+    results.add(peer, "no-op map", "rate", rate, "tasks/s", sizes.tasks, higher_is_better=True)
+
+    begun = time.perf_counter()
+    for number in range(sizes.calls):
+        client.submit(nothing, number, pure=False).result()
+    each = (time.perf_counter() - begun) / sizes.calls
+    results.add(peer, "submit→result", "mean", each * 1e3, "ms", sizes.calls)
+
+    rate = _transfers(client, workers, sizes)
+    results.add(
+        peer, "worker to worker", "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True
+    )
+    with _gil_held(client, workers, 60.0):
+        rate = _transfers(client, workers, sizes)
+    results.add(
+        peer, "the same, GIL held", "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True
+    )
+    begun = time.perf_counter()
+    _shuffle(client, sizes.rows)
+    results.add(peer, "p2p shuffle", "time", time.perf_counter() - begun, "s", sizes.rows)
+
+
+def _transfers(client: Any, workers: list[str], sizes: Sizes) -> float:
+    """Bytes per second, one array at a time, from one worker to the other and back."""
+    arrays = [
+        client.submit(make, sizes.array, number, workers=[workers[number % 2]], pure=False)
+        for number in range(sizes.transfers)
+    ]
+    client.gather([client.submit(id, array, pure=False) for array in arrays])
+    begun = time.perf_counter()
+    for number, array in enumerate(arrays):
+        there = workers[(number + 1) % 2]
+        got = client.submit(take, array, workers=[there], pure=False).result()
+        assert got == sizes.array // 8 * 8
+    return sizes.array * sizes.transfers / (time.perf_counter() - begun)
+
+
+@contextmanager
+def _gil_held(client: Any, workers: list[str], seconds: float) -> Any:
+    """One of each worker's two threads runs Python all the time."""
+    stop = distributed_event("zfabric-bench-stop")
+    holders = [client.submit(hold_until, stop, seconds, workers=[w], pure=False) for w in workers]
+    try:
+        yield
+    finally:
+        stop.set()
+        client.gather(holders)
+        stop.clear()
+
+
+def distributed_event(name: str) -> Any:
+    import distributed
+
+    return distributed.Event(name)
+
+
+def hold_until(stop: Any, seconds: float) -> int:
+    """hold_the_gil in slices, until the event is set or the time is over."""
+    end = time.perf_counter() + seconds
+    turns = 0
+    while time.perf_counter() < end and not stop.is_set():
+        turns += hold_the_gil(0.5)
+    return turns
+
+
+def _shuffle(client: Any, rows: int) -> None:
+    import dask.dataframe as dd
+    import numpy
+    import pandas
+
+    frame = pandas.DataFrame({"k": numpy.arange(rows) % 9973, "v": numpy.arange(float(rows))})
+    table = dd.from_pandas(frame, npartitions=16)
+    # persist keeps the optimiser from dropping a shuffle that nobody looks at
+    done = client.persist(table.shuffle("k", shuffle_method="p2p"))
+    wait: Callable[[Any], Any] = __import__("distributed").wait
+    wait(done)
