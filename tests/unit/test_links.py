@@ -196,3 +196,15 @@ def test_a_faster_link_than_any_codec_is_not_even_sampled() -> None:
     wire = Wire(KINDS["zeros"], 1e6, "auto")
     wire.packer.pack(wire.outbound, Fetch(1, 0, PART, (CODEC,), 5_000_000_000), BUFFER)
     assert wire.now == 0.0 and wire.outbound.verdicts == {"fast link": 1}
+
+
+def test_probes_cost_a_share_of_the_links_time_not_of_all_time() -> None:
+    link = Outbound()
+    link.rate = 120_000_000
+    assert link.is_probe_due(PART), "the first part may measure a fast link"
+    link.went_raw(PART, "probe")
+    n_packed = 0
+    while not link.is_probe_due(PART):
+        link.went_packed(PART, 20_000, "pays", 0.0005)
+        n_packed += 1
+    assert n_packed * 0.0005 == pytest.approx(PART / link.rate / 0.025, rel=0.01)

@@ -9,7 +9,7 @@ A part that came compressed shows only that the link is *at least* so fast: wher
 spends longer compressing than the link carrying, the wire stands idle. So compressed parts may
 raise what is known and never lower it. Where the link has become faster meanwhile, nobody would
 notice as long as all parts come compressed; the sender therefore lets one go raw now and then,
-when that costs no more than a few hundredths of the time since the last one.
+when that costs no more than a few hundredths of what the parts since the last one have taken.
 
 The sender keeps the verdicts: how many, why, and what they have saved. A link that was judged one
 way stays with it until the other is better by a margin, so that noise does not flip it.
@@ -31,7 +31,8 @@ UNKNOWN_RATE = 125e6
 slow link taken for a fast one would pay seconds for each."""
 
 PROBE_SHARE = 0.025
-"""Of the time that raw parts may cost for the sake of measuring."""
+"""Of the link's time that raw parts may cost for the sake of measuring. Not of all time: a link
+that is used for a moment now and then would go raw each time."""
 
 UNASKED = frozenset({"off", "not asked for"})
 """Verdicts on parts that nobody thought of compressing."""
@@ -172,7 +173,7 @@ class Outbound:
     saved_s: seconds of the link that compressing has saved, less what it cost; may be negative.
     """
 
-    __slots__ = ("_packs", "_raw_at", "rate", "raw_nbytes", "saved_s", "verdicts", "wire_nbytes")
+    __slots__ = ("_packed_s", "_packs", "rate", "raw_nbytes", "saved_s", "verdicts", "wire_nbytes")
 
     def __init__(self) -> None:
         self.rate = 0
@@ -181,7 +182,8 @@ class Outbound:
         self.saved_s = 0.0
         self.verdicts: Counter[str] = Counter()
         self._packs = False
-        self._raw_at: float | None = None
+        self._packed_s: float | None = None
+        """Time that parts have taken since the last raw one; None before the first."""
 
     @property
     def assumed_rate(self) -> float:
@@ -193,19 +195,20 @@ class Outbound:
         """By how much compressing has to be faster: a little more or less than 1."""
         return 1.0 / MARGIN if self._packs else MARGIN
 
-    def is_probe_due(self, nbytes: int, now: float) -> bool:
+    def is_probe_due(self, nbytes: int) -> bool:
         """Whether a part that would be compressed should go raw, to measure the link again."""
         if not self.rate or nbytes < PROBE_NBYTES:
             return False
-        if self._raw_at is None:
-            self._raw_at = now
-            return nbytes / self.rate < FIRST_PROBE_S
-        return now - self._raw_at > nbytes / self.rate / PROBE_SHARE
+        cost_s = nbytes / self.rate
+        if self._packed_s is None:
+            self._packed_s = 0.0
+            return cost_s < FIRST_PROBE_S
+        return cost_s < self._packed_s * PROBE_SHARE
 
-    def went_raw(self, nbytes: int, reason: str, now: float, spent_s: float = 0.0) -> None:
+    def went_raw(self, nbytes: int, reason: str, spent_s: float = 0.0) -> None:
         """A part leaves as it is; spent_s went into finding out."""
         if reason not in UNASKED and nbytes >= PROBE_NBYTES:
-            self._raw_at = now
+            self._packed_s = 0.0
         self.verdicts[reason] += 1
         self.raw_nbytes += nbytes
         self.wire_nbytes += nbytes
@@ -216,6 +219,8 @@ class Outbound:
     def went_packed(self, nbytes: int, wire_nbytes: int, reason: str, spent_s: float) -> None:
         """A part leaves compressed."""
         self._packs = True
+        if self._packed_s is not None:
+            self._packed_s += max(wire_nbytes / self.assumed_rate, spent_s)
         self.verdicts[reason] += 1
         self.raw_nbytes += nbytes
         self.wire_nbytes += wire_nbytes

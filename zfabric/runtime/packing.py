@@ -82,11 +82,11 @@ class Packer:
     def pack(self, link: Outbound, request: Fetch, data: Buffer) -> tuple[bytes, Buffer]:
         """(packing, bytes to send) for a part that was asked for; (b"", data) is raw."""
         link.rate = request.rate
-        nbytes, now = len(data), self._clock()
+        nbytes = len(data)
         if self._mode == "off" or not request.codecs:
-            link.went_raw(nbytes, "off" if self._mode == "off" else "not asked for", now)
+            link.went_raw(nbytes, "off" if self._mode == "off" else "not asked for")
         elif compress.CODEC not in request.codecs or not self._codec.codecs():
-            link.went_raw(nbytes, "no codec", now)
+            link.went_raw(nbytes, "no codec")
         else:
             began = self._clock()  # not before: asking for codecs once imports one
             if self._mode != "always" or not nbytes:
@@ -98,7 +98,7 @@ class Packer:
     def _judged(self, link: Outbound, id_: int, data: Buffer, began: float) -> tuple[bytes, Buffer]:
         nbytes, rate = len(data), link.assumed_rate
         if rate > FASTEST:
-            link.went_raw(nbytes, "fast link", began)
+            link.went_raw(nbytes, "fast link")
             return b"", data
         known = self._known.get(id_)
         itemsize, ratio = known or self._item_size(id_, data, 2.0)
@@ -112,10 +112,10 @@ class Packer:
         if known and verdict.sampled and abs(verdict.ratio - ratio) > CHANGED:
             itemsize, _ = self._item_size(id_, data, verdict.ratio)
         reason = verdict.reason
-        if verdict.compress and link.is_probe_due(nbytes, began):
+        if verdict.compress and link.is_probe_due(nbytes):
             reason = "probe"
         if reason != "pays":
-            link.went_raw(nbytes, reason, began, self._clock() - began)
+            link.went_raw(nbytes, reason, self._clock() - began)
             return b"", data
         return self._compressed(link, id_, data, itemsize, verdict.ratio, reason, began)
 
@@ -134,7 +134,7 @@ class Packer:
         now = self._clock()
         self._record.add(itemsize, len(data), ratio, now - start)
         if packed is None:
-            link.went_raw(len(data), "did not shrink", now, now - began)
+            link.went_raw(len(data), "did not shrink", now - began)
             return b"", data
         link.went_packed(len(data), len(packed.data), reason, now - began)
         return packed.header, packed.data
