@@ -31,7 +31,8 @@ STORED = 1
 """A value in a worker's store. Done: payload is its size, 8 bytes little-endian.
 Results: payload is msgpack [nbytes, [[worker number, data address], ...]]."""
 ERROR = 2
-"""The task raised; the payload is the exception as `codec.exceptions` dumps it."""
+"""The task raised; the payload is the exception as `codec.exceptions` dumps it, with the names of
+its classes behind it as `core.retry` puts them there."""
 DIED = 3
 """Done only: the slot's process died while the row ran; payload is msgpack [text]."""
 CANCELLED = 4

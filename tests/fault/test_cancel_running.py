@@ -15,6 +15,8 @@ import pytest
 from zfabric import Client, LocalFabric
 from zfabric.errors import TaskCancelled
 
+pytestmark = pytest.mark.fault
+
 
 def spin(path: str) -> None:
     Path(path).write_text(str(os.getpid()))

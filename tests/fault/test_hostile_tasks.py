@@ -20,7 +20,7 @@ import pytest
 
 from zfabric import Client, CodecError, KilledTask, LocalFabric
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ import pytest
 from zfabric import Client, KilledTask, LocalFabric, MemoryExceeded, TaskTimeout, UnknownOutcome
 from zfabric.errors import UsageError
 
+pytestmark = pytest.mark.fault
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
