@@ -36,6 +36,6 @@ def test_the_top_level_is_what_it_should_be() -> None:
         pytest.skip("not a git checkout")
     top = {path.partition("/")[0] for path in tracked.stdout.splitlines()}
     assert top <= set(
-        "zfabric tests benchmarks deploy docs setup.cfg pyproject.toml Makefile README.md "
+        "zfabric tests benchmarks deploy docs examples setup.cfg pyproject.toml Makefile README.md "
         "CHANGELOG.md CONTRIBUTING.md LICENSE .ci .pre-commit-config.yaml .gitignore".split()
     )

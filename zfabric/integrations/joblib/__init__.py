@@ -5,7 +5,7 @@
     with joblib.parallel_config("zfabric", client=client):
         joblib.Parallel()(joblib.delayed(f)(x) for x in data)
 
-Needs joblib 1.3, whose backends retrieve results by callbacks.
+Needs joblib 1.5, whose backends are asked to `submit`.
 """
 
 from __future__ import annotations
