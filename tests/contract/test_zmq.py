@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +308,28 @@ def test_a_context_that_ended_closes_the_channel() -> None:
     with pytest.raises(ChannelClosed):
         channel.recv()
     channel.close()
+
+
+@pytest.mark.parametrize("stream", [b"\1\0" * 4, b"\1\0\1\0\2\0x", b"\0" * 64], ids=repr)
+def test_a_stranger_taken_for_zmtp_1_is_dropped(
+    stream: bytes, wait_until: Callable[..., Any]
+) -> None:
+    """Its empty message looks like a hello, but nothing tells by which connection it came."""
+    listener = listen("tcp://127.0.0.1:0")
+    host, _, port = listener.address.removeprefix("tcp://").rpartition(":")
+    channel = connect(listener.address)
+    try:
+        with socket.create_connection((host, int(port))) as stranger:
+            stranger.sendall(stream)
+
+            def heard() -> Any:
+                channel.send([b"hello"])
+                item = listener.recv()
+                return item and item[1]
+
+            assert wait_until(heard) == [b"hello"]
+            if stream.startswith(b"\1"):
+                wait_until(lambda: (heard(), listener.garbage)[1])  # type: ignore[attr-defined]
+    finally:
+        channel.close()
+        listener.close()

@@ -377,7 +377,13 @@ class ZmqListener(_Base, Listener):
         if self._monitor is None:
             self._peers[peer] = -1
             return
-        descriptor = int(probe.get(_SRCFD))
+        try:
+            descriptor = int(probe.get(_SRCFD))
+        except zmq.ZMQError:
+            # Without any metadata: a stranger that was taken for ZMTP 1.0 and sent two zeros.
+            self._users.pop(peer, None)
+            self.garbage += 1
+            return
         self._peers[peer] = descriptor
         self._read_monitor()
         # Its descriptor may be closed already, or even serve somebody else by now; that one will

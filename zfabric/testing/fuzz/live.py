@@ -112,10 +112,17 @@ class LiveFuzz:
         for _ in range(n):
             pieces = [self._random.choice(STRANGERS) for _ in range(self._random.randrange(1, 4))]
             pieces += [self._random.choice(LIES), self._random.randbytes(200)]
-            with socket.create_connection((host, int(port)), timeout=START_S) as stranger:
-                with suppress(OSError):  # thrown out before the end, as it should be
-                    for piece in pieces:
-                        stranger.sendall(piece)
+            self._random.shuffle(pieces)
+            try:
+                stranger = socket.create_connection((host, int(port)), timeout=START_S)
+            except OSError:
+                with suppress(subprocess.TimeoutExpired):
+                    self._broker.wait(5)
+                self.check()
+                raise
+            with stranger, suppress(OSError):  # thrown out before the end, as it should be
+                for piece in pieces:
+                    stranger.sendall(piece)
             self.counts["streams"] += 1
         self.check()
 
