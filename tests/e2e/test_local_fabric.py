@@ -30,8 +30,12 @@ def test_it_runs_tasks_and_leaves_no_process_and_no_socket_file(kind: str, schem
         pids = fabric.pids
         directory = Path(fabric._directory)
         assert directory.stat().st_mode & 0o777 == 0o700
-        with zfabric.Client(fabric.address) as client:
+        with zfabric.Client(fabric) as client:
+            assert client.address.startswith(scheme)
             client.wait_for_workers(2, timeout=20)
+            if scheme == "tcp":  # other users of this host reach the port, so there are keys
+                with pytest.raises(zfabric.ConnectFailed, match="keys"):
+                    zfabric.Client(client.address, timeout=1)
             assert client.gather(client.map(abs, range(-50, 0))) == list(range(50, 0, -1))
     assert not directory.exists()
     assert not [pid for pid in pids if psutil.pid_exists(pid)]

@@ -125,3 +125,12 @@ def test_the_command_line_knows_its_subjects() -> None:
     )
     assert done.returncode == 2
     assert "tasks" in done.stderr
+
+
+def test_what_keys_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.security import command
+
+    assert command.main(["--mib", "8", "--calls", "10", "--rounds", "1"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "2 connections, speed (GB/s)" in out
+    assert "submit→result: " in out

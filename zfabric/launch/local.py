@@ -19,6 +19,7 @@ import sysconfig
 import tempfile
 import time
 import weakref
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -41,7 +42,9 @@ class LocalFabric:
 
     n_workers: worker processes.  slots: tasks at a time, per worker; default: the cores of this
     host that this process may use, shared out between the workers.  kind: "process" or "thread".
-    scheme: "ipc" (default) or "tcp" on loopback.  resources: what each worker has, e.g. GPU=1.
+    scheme: "ipc" (default) or "tcp" on loopback, which other users of this host can reach: with
+    keys of its own then, made for it and gone with it, unless keys=False.
+    resources: what each worker has, e.g. GPU=1.
     memory_limit: bytes that a slot's process may take; a task above it is killed. 0: any.
     Raises ConfigError for numbers that make no sense, ConnectFailed when the broker does not
     come up; nothing is left running then.
@@ -54,6 +57,7 @@ class LocalFabric:
         kind: str = "process",
         *,
         scheme: str = "ipc",
+        keys: bool = True,
         resources: dict[str, float] | None = None,
         memory_limit: int = 0,
     ) -> None:
@@ -71,6 +75,7 @@ class LocalFabric:
             raise ConfigError(f'a local fabric talks over "ipc" or "tcp", not {scheme!r}')
         self.slots = slots
         self.kind = kind
+        self._keys = ""
         self._resources = resources or {}
         self._directory = tempfile.mkdtemp(prefix="zfabric-", dir=_runtime_directory())
         self._lifeline_read, self._lifeline_write = os.pipe2(os.O_CLOEXEC)
@@ -86,9 +91,12 @@ class LocalFabric:
         )
         try:
             listen = f"ipc://{self._directory}/broker" if scheme == "ipc" else "tcp://127.0.0.1:0"
+            if scheme == "tcp" and keys:
+                self._make_keys()
             self.n_workers = 0
             """Workers started so far."""
             self.address = self._start_broker(listen, n_workers)
+            """What a Client takes: the broker's address, or with keys the path of a join file."""
             while self.n_workers < n_workers:
                 self.add_worker()
         except BaseException:
@@ -142,7 +150,9 @@ class LocalFabric:
                 "ready_fd": ready_write,
                 "orphaned_directory": self._directory,
             }
-            if n_workers == 1:
+            if self._keys:
+                options["keys"] = self._keys
+            if n_workers == 1 and listen.startswith("ipc:"):
                 options |= self._worker_options(self.slots, self._resources)
                 self._start(EMBEDDED_MODULE, options, [ready_write])
             else:
@@ -152,11 +162,21 @@ class LocalFabric:
                     self._start_worker(listen, self.slots, self._resources)
             os.close(ready_write)
             ready_write = -1
-            return self._wait_ready(ready_read, listen)
+            address = self._wait_ready(ready_read, listen)
+            return os.path.join(self._keys, "client.join") if self._keys else address
         finally:
             os.close(ready_read)
             if ready_write >= 0:
                 os.close(ready_write)
+
+    def _make_keys(self) -> None:
+        """In our directory, and by their paths to our processes: no secret is on a command line."""
+        from zfabric.keys import KeyRing
+
+        self._keys = os.path.join(self._directory, "keys")
+        ring = KeyRing.create(Path(self._keys))
+        for role in ("worker", "client"):
+            ring.add(role, role)
 
     def _wait_ready(self, ready_fd: int, listen: str) -> str:
         if not select.select([ready_fd], [], [], START_S)[0]:
@@ -172,6 +192,8 @@ class LocalFabric:
         return address
 
     def _start_worker(self, address: str, slots: int, resources: dict[str, float]) -> None:
+        if self._keys:
+            address = os.path.join(self._keys, "worker.join")
         options = {"address": address, **self._worker_options(slots, resources)}
         self._start(WORKER_MODULE, options, [])
 

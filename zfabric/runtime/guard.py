@@ -16,7 +16,7 @@ from zfabric.errors import ConfigError
 from zfabric.keys import KeyPair, KeyRing, Member, default_directory
 from zfabric.keys.pair import fingerprint
 from zfabric.runtime.binding import is_loopback, split_tcp
-from zfabric.transport import Listener, zap
+from zfabric.transport import Listener, sodium, zap
 from zfabric.transport.curve import ClientKeys, ServerKeys
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class BrokerGuard:
         """Tell the machine who is admitted, and those how to join at this address."""
         self._machine = machine
         self._address = address
+        warn_of_slow_encryption()
         self._tell(now)
 
     def look(self, now: float) -> None:
@@ -170,6 +171,13 @@ def _by_key(members: list[Member]) -> dict[bytes, str]:
         member.own.public: user_text(member.role, member.name, fingerprint(member.own.public))
         for member in members
     }
+
+
+def warn_of_slow_encryption() -> None:
+    """Say so where large values will wait for libsodium rather than for the network."""
+    text = sodium.warning(sodium.speed())
+    if text:
+        log.warning("%s", text)
 
 
 def client_keys(broker: bytes, own: KeyPair) -> ClientKeys:

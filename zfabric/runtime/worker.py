@@ -57,7 +57,7 @@ from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
-from zfabric.runtime.guard import DataGuard
+from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_memory import MemoryWatch, resident
@@ -790,6 +790,8 @@ def serve(
                 raise ConfigError(
                     f"this is the {join.role} key {join.name}; a worker joins with a worker's key"
                 )
+            if join is not None:
+                warn_of_slow_encryption()
             worker = Worker(
                 address,
                 slots or len(os.sched_getaffinity(0)),

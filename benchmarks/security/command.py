@@ -1,0 +1,137 @@
+"""`python -m benchmarks security`: each figure plain and encrypted in turn, and their ratio."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from statistics import median
+from time import perf_counter
+
+from benchmarks.measure import Results, deadline, environment
+from benchmarks.report import header, table
+from zfabric import Client
+from zfabric.keys import KeyPair
+from zfabric.launch.local import LocalFabric
+from zfabric.transport import Poller, listen, sodium
+from zfabric.transport.curve import ServerKeys
+
+MiB = 1 << 20
+CHUNK = 2 * MiB
+
+WAYS = ("plain", "encrypted")
+
+TARGETS = (
+    ("1 connection", "speed", 0.2, True),
+    ("2 connections", "speed", 0.35, True),
+    ("submit→result", "p50", 1.2, False),
+)
+"""(workload, metric, encrypted / plain, whether that is a floor)."""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks security", description=__doc__)
+    parser.add_argument("--mib", type=int, default=512, help="per transfer [512]")
+    parser.add_argument("--calls", type=int, default=1000, help="one at a time, per round [1000]")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(argv)
+    results = Results()
+    for _ in range(options.rounds):
+        for way in WAYS:
+            for n in (1, 2):
+                with deadline(300):
+                    speed = transfer(options.mib * MiB, n, way == "encrypted")
+                workload = "1 connection" if n == 1 else "2 connections"
+                results.add(
+                    way, workload, "speed", speed / 1e9, "GB/s", options.mib, higher_is_better=True
+                )
+    with deadline(900):
+        calls(results, options.calls, options.rounds)
+    print(header(environment(("pyzmq",))))
+    found = sodium.speed()
+    print(f"libsodium seals at {found / 1e6:.0f} MB/s\n" if found else "libsodium: not found\n")
+    print(table(results, WAYS))
+    failed = False
+    print("\ntargets (encrypted / plain, in this run)")
+    for workload, metric, limit, is_floor in TARGETS:
+        plain, encrypted = (results.get(way, workload, metric) for way in WAYS)
+        assert plain is not None and encrypted is not None
+        ratio = encrypted.median / plain.median
+        good = ratio >= limit if is_floor else ratio <= limit
+        failed |= not good
+        sign = ">=" if is_floor else "<="
+        print(f"  {'ok  ' if good else 'MISS'} {workload}: {ratio:.2f} (wanted {sign} {limit})")
+    return int(failed)
+
+
+def transfer(nbytes: int, connections: int, encrypted: bool) -> float:
+    """Bytes per second from another process into this one, over loopback."""
+    server, client = KeyPair.new(), KeyPair.new()
+    guard = ServerKeys(
+        server.public,
+        server.secret,
+        lambda key: "sender" if key == client.public else "",
+        lambda user: True,
+    )
+    listener = listen("tcp://127.0.0.1:0", hwm=8, **({"security": guard} if encrypted else {}))
+    told = {
+        "address": listener.address,
+        "nbytes": nbytes,
+        "chunk": CHUNK,
+        "connections": connections,
+        "keys": [k.hex() for k in (server.public, client.public, client.secret)] * encrypted,
+    }
+    sender = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.security.sender"], stdin=subprocess.PIPE
+    )
+    assert sender.stdin is not None
+    poller = Poller()
+    poller.add(listener)
+    try:
+        sender.stdin.write(json.dumps(told).encode() + b"\n")
+        sender.stdin.flush()
+        got, start = 0, 0.0
+        wanted = nbytes // CHUNK // connections * connections * CHUNK
+        landing = bytearray(CHUNK)
+        while got < wanted:
+            poller.wait(1.0)
+            while (item := listener.recv()) is not None:
+                if not item[1]:
+                    continue
+                landing[:] = item[1][1]
+                start = start or perf_counter()
+                got += CHUNK
+        return (wanted - CHUNK) / (perf_counter() - start)
+    finally:
+        sender.communicate(b"\n")
+        listener.close()
+        guard.close()
+
+
+def calls(results: Results, n: int, rounds: int) -> None:
+    """Lone calls on two fabrics that stand side by side, in turn, in microseconds."""
+    with (
+        LocalFabric(n_workers=1, slots=1, scheme="tcp", keys=False) as plain,
+        LocalFabric(n_workers=1, slots=1, scheme="tcp") as keyed,
+        Client(plain) as open_client,
+        Client(keyed) as keyed_client,
+    ):
+        clients = dict(zip(WAYS, (open_client, keyed_client), strict=True))
+        for client in clients.values():
+            client.wait_for_workers(1, timeout=30)
+            lone_calls(client, n // 10 + 20)
+        for _ in range(rounds):
+            for way, client in clients.items():
+                times = lone_calls(client, n)
+                results.add(way, "submit→result", "p50", median(times) * 1e6, "µs", n)
+
+
+def lone_calls(client: Client, n: int) -> list[float]:
+    """Seconds of each of n calls, the next one made when the last one's result is there."""
+    times = []
+    for number in range(n):
+        start = perf_counter()
+        client.submit(abs, number).result(30)
+        times.append(perf_counter() - start)
+    return times
