@@ -142,6 +142,16 @@ def test_a_hello_is_welcomed_with_a_number_and_the_epoch(house: House) -> None:
     assert house.machine.scheduler.workers[2].slots == 4
 
 
+def test_a_connection_carries_one_session(house: House) -> None:
+    first = house.peer(1).greet()
+    second = house.peer(2)
+    second.link = first.link
+    second.greet()
+    assert second.welcome
+    assert list(house.machine.sessions) == [2]
+    assert house.machine.routes[second.link].session.token == 2
+
+
 def test_a_repeated_hello_is_the_same_session(house: House) -> None:
     client = house.peer(1).greet()
     client.greet()

@@ -353,6 +353,11 @@ class BrokerMachine:
             self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
         record = self._add(hello, session, now)
+        former = self.routes.get(peer)
+        if former is not None:  # one session per connection: its peer has given that one up
+            self.gone(peer, now)
+            if not former.peers:
+                self._end(former, "its peer began another session", now)
         if admission is not None:
             record.user = user
             admission.opened(user)

@@ -19,8 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from zfabric.messages import Hello
 from zfabric.testing.fuzz.inputs import LIES, STRANGERS, Inputs
-from zfabric.transport import Poller, connect
+from zfabric.transport import Channel, Poller, connect
+from zfabric.wire import encode
+from zfabric.wire.header import decode_header
 
 START_S = 30.0
 
@@ -102,9 +105,26 @@ class LiveFuzz:
                         assert time.monotonic() < deadline, "the broker takes nothing any more"
                     left -= 1
                     self.counts["messages"] += 1
+                self._wait_for_answer(channel, poller)
             finally:
                 channel.close(linger_s=1.0)
             self.check()
+
+    def _wait_for_answer(self, channel: Channel, poller: Poller) -> None:
+        """Until all that was sent has been read: what it answers to a Hello comes after."""
+        hello = Hello("client", "fuzz", "0", "0", "host", 1)
+        deadline = time.monotonic() + START_S
+        token = self._random.getrandbits(62)
+        channel.send(encode(hello, token, 0))
+        while True:
+            assert time.monotonic() < deadline, "the broker answers no more"
+            frames = channel.recv()
+            if frames is None:
+                poller.wait(0.1)
+            elif not frames:
+                return  # thrown out
+            elif len(frames) > 1 and decode_header(frames[0]).token == token:
+                return
 
     def send_streams(self, n: int) -> None:
         """n connections with bytes that are no ZeroMQ, or begin as if they were."""
