@@ -40,7 +40,7 @@ bench: $(VENV)/.run
 	@$(BIN)/python -m benchmarks tasks $(ARGS)
 
 faults: $(VENV)/.test
-	@FAULT_SECONDS=60 $(BIN)/python -m pytest -m fault $(ARGS)
+	@FAULT_SECONDS=60 ZMQ_COMM_ROUNDS=100 $(BIN)/python -m pytest -m fault $(ARGS)
 	@$(BIN)/python -m zfabric.testing.fuzz -n 1000000
 
 coverage: $(VENV)/.test

@@ -203,7 +203,9 @@ def test_rounds_of_coming_and_going() -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault
-def test_a_hundred_rounds_of_coming_and_going() -> None:
+@pytest.mark.timeout(900)
+def test_many_rounds_of_coming_and_going() -> None:
+    """A hundred in `make faults`."""
     rounds(int(os.environ.get("ZMQ_COMM_ROUNDS", "25")))
 
 
