@@ -181,6 +181,9 @@ class Placer:
             else:
                 assert dep.holders is not None
                 places = sorted((h.number, h.data_address) for h in dep.holders)
+                if len(places) > 1:  # readers of one value do not all begin with the same holder
+                    first = worker.number % len(places)
+                    places = places[first:] + places[:first]
                 ways.append((dep.id, REMOTE, [dep.nbytes, [list(p) for p in places]]))
         if inline > GIVE_LIMIT:
             self._give_ahead(worker, task, ways)
