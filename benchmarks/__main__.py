@@ -7,6 +7,7 @@ import sys
 
 SUBJECTS = {
     "distributed-comms": "zmq:// against tcp:// inside the same dask.distributed",
+    "data": "large values: scatter, gather, broadcast, shuffle, and calls beside them",
     "sampler": "does compression by the measured link choose right? throttled links, real data",
     "security": "what keys cost: transfers over one and two connections, lone calls",
     "tasks": "what a task costs: throughput, latency, chains, trees, start-up, broker memory",

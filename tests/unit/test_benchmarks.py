@@ -134,3 +134,17 @@ def test_what_keys_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "2 connections, speed (GB/s)" in out
     assert "submit→result: " in out
+
+
+def test_the_data_benchmark_runs_on_a_peer() -> None:
+    from benchmarks.data import workloads as data_workloads
+    from benchmarks.data.peers import Pool as DataPool
+
+    peer, results = DataPool(), Results()
+    peer.start()
+    try:
+        data_workloads.run(peer, results, data_workloads.Sizes(100_000, 64_000, 4, 5))
+    finally:
+        peer.stop()
+    assert {"gather", "scatter", "shuffle 4 x 4"} <= {series.workload for series in results}
+    assert not results.failures

@@ -1,0 +1,1 @@
+"""What it costs to move values: scatter, gather, broadcast, shuffle."""

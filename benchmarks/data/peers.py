@@ -1,0 +1,185 @@
+"""The fabric and its peers for large values, each used through its own API."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tasks.peers import PEERS as TASK_PEERS
+
+
+def make(nbytes: int, fill: int) -> Any:
+    return np.full(nbytes, fill, "u1")
+
+
+def touch(array: Any) -> int:
+    """Reads one byte per page."""
+    return int(array[::4096].sum())
+
+
+def split(nbytes: int, n: int, seed: int) -> list[Any]:
+    return [make(nbytes, (seed + part) % 251) for part in range(n)]
+
+
+def pick(parts: list[Any], index: int) -> Any:
+    return parts[index]
+
+
+def join(*parts: Any) -> int:
+    return sum(touch(part) for part in parts)
+
+
+class DataPeer(ABC):
+    """Two workers with one slot each."""
+
+    name: str
+
+    def missing(self) -> str:
+        """The line that installs it, or ""."""
+        known = TASK_PEERS.get(self.name)
+        return "" if known is None else known().missing()
+
+    @abstractmethod
+    def start(self) -> None: ...
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    @abstractmethod
+    def submit(self, fn: Any, *args: Any) -> Any:
+        """A handle of the result, which stays where it is made if the peer can do that."""
+
+    @abstractmethod
+    def wait(self, handles: list[Any]) -> None: ...
+
+    @abstractmethod
+    def gather(self, handle: Any) -> Any: ...
+
+    @abstractmethod
+    def scatter(self, array: Any) -> Any: ...
+
+
+class Zfabric(DataPeer):
+    name = "zfabric"
+    shared = "on"
+
+    def start(self) -> None:
+        from zfabric import Client
+        from zfabric.launch.local import LocalFabric
+
+        os.environ["ZFABRIC_SHARED_MEMORY"] = self.shared
+        self._fabric = LocalFabric(2, slots=1, scheme="ipc" if self.shared == "on" else "tcp")
+        self._client = Client(self._fabric.address)
+
+    def stop(self) -> None:
+        self._client.close()
+        self._fabric.close()
+        del os.environ["ZFABRIC_SHARED_MEMORY"]
+
+    def submit(self, fn: Any, *args: Any) -> Any:
+        return self._client.submit(fn, *args)
+
+    def wait(self, handles: list[Any]) -> None:
+        from zfabric import wait
+
+        wait(handles)
+
+    def gather(self, handle: Any) -> Any:
+        return self._client.gather(handle)
+
+    def scatter(self, array: Any) -> Any:
+        return self._client.scatter(array)
+
+
+class ZfabricTcp(Zfabric):
+    name = "zfabric-tcp"
+    shared = "off"
+
+
+class Distributed(DataPeer):
+    name = "distributed"
+
+    def start(self) -> None:
+        from distributed import Client, LocalCluster
+
+        self._cluster = LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
+        )
+        self._client = Client(self._cluster)
+
+    def stop(self) -> None:
+        self._client.close()
+        self._cluster.close()
+
+    def submit(self, fn: Any, *args: Any) -> Any:
+        return self._client.submit(fn, *args, pure=False)
+
+    def wait(self, handles: list[Any]) -> None:
+        from distributed import wait
+
+        wait(handles)
+
+    def gather(self, handle: Any) -> Any:
+        return self._client.gather(handle)
+
+    def scatter(self, array: Any) -> Any:
+        return self._client.scatter(array, hash=False)
+
+
+class Ray(DataPeer):
+    name = "ray"
+
+    def start(self) -> None:
+        import ray
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        self._ray = ray
+
+    def stop(self) -> None:
+        self._ray.shutdown()
+
+    def submit(self, fn: Any, *args: Any) -> Any:
+        return self._ray.remote(fn).remote(*args)
+
+    def wait(self, handles: list[Any]) -> None:
+        self._ray.wait(handles, num_returns=len(handles), fetch_local=False)
+
+    def gather(self, handle: Any) -> Any:
+        return self._ray.get(handle)
+
+    def scatter(self, array: Any) -> Any:
+        return self._ray.put(array)
+
+
+class Pool(DataPeer):
+    """ProcessPoolExecutor: all values go through the caller, who has them when a call has ended;
+    so its scatter and gather say nothing."""
+
+    name = "pool"
+
+    def start(self) -> None:
+        self._pool = ProcessPoolExecutor(2)
+
+    def stop(self) -> None:
+        self._pool.shutdown()
+
+    def submit(self, fn: Any, *args: Any) -> Any:
+        args = tuple(a.result() if isinstance(a, Future) else a for a in args)
+        return self._pool.submit(fn, *args)
+
+    def wait(self, handles: list[Any]) -> None:
+        for handle in handles:
+            handle.result()
+
+    def gather(self, handle: Any) -> Any:
+        return handle.result() if isinstance(handle, Future) else handle
+
+    def scatter(self, array: Any) -> Any:
+        return array
+
+
+PEERS = {peer.name: peer for peer in (Zfabric, ZfabricTcp, Distributed, Ray, Pool)}
