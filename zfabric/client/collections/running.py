@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import dask
-from dask._task_spec import GraphNode
+from dask._task_spec import GraphNode, Task, TaskRef, _execute_subgraph
 
 from zfabric.client.waiting import slot_context
 from zfabric.errors import CodecError
@@ -23,7 +23,7 @@ class Runner:
 
     def __call__(
         self,
-        steps: Sequence[GraphNode],
+        steps: dict[Hashable, GraphNode],
         outputs: Sequence[Hashable] | None,
         given: Sequence[tuple[Hashable, int, int | None]],
         values: Sequence[Any],
@@ -37,23 +37,11 @@ class Runner:
             key: values[place] if item is None else values[place][item]
             for key, place, item in given
         }
+        last = next(reversed(steps))
         if outputs is None and len(steps) == 1:
-            return _run(steps[0], known)
-        uses: dict[Hashable, int] = {}
-        for key in outputs if outputs is not None else (steps[-1].key,):
-            uses[key] = 1
-        for node in steps:
-            for key in node.dependencies:
-                uses[key] = uses.get(key, 0) + 1
-        for node in steps:
-            known[node.key] = _run(node, known)
-            for key in node.dependencies:
-                uses[key] -= 1
-                if not uses[key]:
-                    del known[key]
-        if outputs is None:
-            return known[steps[-1].key]
-        return [known[key] for key in outputs]
+            return _run(last, steps[last], known)
+        _run_all(steps, known, (last,) if outputs is None else outputs)
+        return known[last] if outputs is None else [known[key] for key in outputs]
 
     def __reduce__(self) -> tuple[Callable[[str], Runner], tuple[str]]:
         return runner_for, (dask.__version__,)
@@ -72,8 +60,26 @@ def runner_for(version: str) -> Runner:
     return Runner()
 
 
-def _run(node: GraphNode, known: dict[Hashable, Any]) -> Any:
+def _run_all(
+    steps: dict[Hashable, GraphNode], known: dict[Hashable, Any], keep: Sequence[Hashable]
+) -> None:
+    """Run the nodes in order into `known`; values go with their last use, but for those to keep."""
+    uses: dict[Hashable, int] = dict.fromkeys(keep, 1)
+    for node in steps.values():
+        for key in node.dependencies:
+            uses[key] = uses.get(key, 0) + 1
+    for key, node in steps.items():
+        known[key] = _run(key, node, known)
+        for need in node.dependencies:
+            uses[need] -= 1
+            if not uses[need]:
+                del known[need]
+
+
+def _run(key: Hashable, node: GraphNode, known: dict[Hashable, Any]) -> Any:
     try:
+        if type(node) is Task and node.func is _execute_subgraph and not node.kwargs:
+            return _run_fused(*[_argument(each, known) for each in node.args])
         value = node(known)
         if hasattr(value, "__await__") and node.is_coro:
             import asyncio
@@ -81,5 +87,37 @@ def _run(node: GraphNode, known: dict[Hashable, Any]) -> Any:
             value = asyncio.run(value)
         return value
     except Exception as exc:
-        exc.add_note(f"in the Dask task {node.key!r}")
+        if not getattr(exc, "__notes__", None):
+            exc.add_note(f"in the Dask task {key!r}")
         raise
+
+
+def _argument(each: Any, known: dict[Hashable, Any]) -> Any:
+    if isinstance(each, TaskRef):
+        return known[each.key]
+    if isinstance(each, GraphNode):
+        return each({key: known[key] for key in each.dependencies})
+    return each
+
+
+def _run_fused(
+    inner: dict[Hashable, GraphNode], out: Hashable, given: Sequence[Hashable], *values: Any
+) -> Any:
+    """A task that Dask fused of several. Its own way finds their order each time it runs one,
+    by what orders whole graphs, and that is a third of the time of a graph of small tasks."""
+    known: dict[Hashable, Any] = dict(zip(given, values, strict=False))
+    steps: dict[Hashable, GraphNode] = {}  # an inner node may have no key of its own
+    stack = [out]
+    while stack:
+        key = stack[-1]
+        if key in steps or key in known:
+            stack.pop()
+            continue
+        waiting = [k for k in inner[key].dependencies if k not in steps and k not in known]
+        if waiting:
+            stack += waiting
+        else:
+            steps[key] = inner[key]
+            stack.pop()
+    _run_all(steps, known, (out,))
+    return known[out]

@@ -140,10 +140,10 @@ class _Sending:
         values: dict[int, int] = {}
         futures = []
         given = []
-        steps = []
+        steps = {}
         for key in block.inputs:
             if key in self._constants:
-                steps.append(self._constants[key])
+                steps[key] = self._constants[key]
                 continue
             source = where[key]
             place = values.get(source.future.task_id)
@@ -151,7 +151,8 @@ class _Sending:
                 place = values[source.future.task_id] = len(futures)
                 futures.append(source.future)
             given.append((key, place, source.item))
-        steps += [nodes[key] for key in block.keys]
+        for key in block.keys:
+            steps[key] = nodes[key]
         frames, deps = dump_call((steps, bundle, given, futures), {})
         if deps:
             misuse.refuse_foreign(client, deps)
