@@ -6,6 +6,7 @@ import importlib
 import sys
 
 SUBJECTS = {
+    "dask": "Dask graphs of many small tasks, and of large chunks",
     "distributed-comms": "zmq:// against tcp:// inside the same dask.distributed",
     "data": "large values: scatter, gather, broadcast, shuffle, and calls beside them",
     "sampler": "does compression by the measured link choose right? throttled links, real data",
