@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 KILL_WAIT_S = 1.0
 
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Unless the worker's environment says otherwise: there is a slot per core, and linear algebra
+that starts a thread per core in each of them spends its time on their waiting for one another."""
+
+
 class Slots:
     """All slots of one worker.  links: by slot number."""
 
@@ -70,6 +75,7 @@ class Slots:
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            env={**ONE_THREAD, **os.environ},
         )
 
     def _start_thread(self, number: int, sock: socket.socket, tokens: int, page: mmap.mmap) -> None:
