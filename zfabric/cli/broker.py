@@ -45,6 +45,12 @@ DEFAULT_ADDRESS = "tcp://127.0.0.1:8787"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keep all events in a new file, for `zfabric replay FILE`. It holds arguments too.",
 )
+@click.option(
+    "--journal",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write down what is needed to go on after a restart, and go on from there.",
+)
 @log_level
 def broker(
     address: str,
@@ -55,6 +61,7 @@ def broker(
     connection_file: Path | None,
     insecure: bool,
     record: Path | None,
+    journal: Path | None,
     log_level: str,
 ) -> None:
     """Start a broker; Ctrl-C or SIGTERM ends it.
@@ -81,6 +88,7 @@ def broker(
             insecure=insecure,
             keys=keys,
             record=record,
+            journal=journal,
             announce=say,
         )
     )

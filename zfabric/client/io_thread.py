@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import platform
+import random
 import socket
 import threading
 from collections import deque
@@ -64,6 +65,9 @@ HELLO_S = 0.5
 RETRY_S = 0.02
 """Until the next try where the channel took nothing; the poller tells when it is connected, so
 this is for one that is full."""
+
+RESUME_S = 0.1
+"""Seconds over which clients spread their coming back to a broker that has restarted."""
 
 LOOK_S = 0.25
 """A dropped future does not wake this thread; it looks for them that often at least."""
@@ -220,6 +224,7 @@ class IoThread:
             answered = self._ended or alarm.wait(timeout_s)
         finally:
             self._answers.pop(request, None)
+            self.submitter.answered(request)
         if box:
             return box[0]
         if answered:
@@ -299,6 +304,7 @@ class IoThread:
         now = monotonic()
         self._session = Session(ids.new_token(), settings=self.settings, now=now)
         self._welcomed = False
+        self._resuming = False
         self._hello_at = now
         self._turn_at = now
         self._heard_from = now
@@ -406,7 +412,12 @@ class IoThread:
             raise Refused("key", f"the broker at {self.address} turned us down: {REFUSED_KEY}")
         if now >= self._hello_at:
             if not self._session.has_unsent:
-                self._session.post(hello(self.name, self._depth))
+                greeting = hello(self.name, self._depth)
+                if self._resuming:
+                    greeting = greeting._replace(
+                        previous=self._session.token, acked=self._session.acked
+                    )
+                self._session.post(greeting)
             self._hello_at = now + HELLO_S
         return self._hello_at
 
@@ -527,12 +538,30 @@ class IoThread:
         self._welcomed = True
         self._session.epoch = header.epoch
         self.welcome = message
+        if self._resuming:
+            self._resuming = False
+            self._session.go_on()
+            for part in [*self.submitter.inventory(), *self.submitter.ask_again()]:
+                self._session.post(part)
+            for alarm, _ in self.lock_requests.values():
+                alarm()  # the broker has forgotten who wants which lock
+            log.info("client %s goes on at %s", message.name, self.address)
+            return
         self.submitter.welcomed(message.number)
         log.info("client %s is session %d at %s", message.name, message.number, self.address)
         self._ready()
 
     def _take_refuse(self, message: Refuse) -> None:
-        if message.code != "unknown" or not self._welcomed:
+        if message.code == "epoch":
+            if self._welcomed:
+                # The broker restarted and has its journal: with the same token, after which what
+                # it has not written down goes out again. Not all clients at the same moment.
+                self._welcomed = False
+                self._resuming = True
+                self._session.pause()
+                self._hello_at = monotonic() + random.uniform(0.0, RESUME_S)
+            return
+        if message.code != "unknown" or not (self._welcomed or self._resuming):
             raise Refused(message.code, message.text)
         self._lose_session(
             f"the broker at {self.address} no longer knows this client: it was restarted, or it "
@@ -540,7 +569,7 @@ class IoThread:
         )
 
     def _watch_broker(self, now: float) -> None:
-        dead_s = self.settings.dead_s
+        dead_s = self.settings.dead_s + self.settings.lease_s
         if now - max(self._heard_from, self._session.last_heard) > dead_s:
             self._lose_session(f"the broker at {self.address} was silent for {dead_s:.3g} s")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgpack import packb
@@ -26,6 +26,15 @@ from zfabric.config import DEFAULTS, Settings
 from zfabric.core.admission import REVOKED, Admission
 from zfabric.core.direct import DirectSession
 from zfabric.core.dump import picture
+from zfabric.core.journal import (
+    LOGGED,
+    Entry,
+    JournalWriter,
+    SavedSession,
+    replay,
+    settle,
+    snapshot,
+)
 from zfabric.core.locks import Locks
 from zfabric.core.outbound import Outgoing
 from zfabric.core.placement import WorkerRecord
@@ -53,7 +62,18 @@ beat."""
 class SessionRecord:
     """What the broker knows of one session."""
 
-    __slots__ = ("gone_at", "hello", "name", "number", "peer", "peers", "session", "user")
+    __slots__ = (
+        "gone_at",
+        "hello",
+        "is_restored",
+        "name",
+        "number",
+        "peer",
+        "peers",
+        "resumed",
+        "session",
+        "user",
+    )
 
     def __init__(
         self, number: int, name: str, hello: m.Hello, session: Session | DirectSession
@@ -69,6 +89,10 @@ class SessionRecord:
         self.gone_at: float | None = None
         self.user = ""
         """Whose key it was opened with; "" where there are no keys."""
+        self.is_restored = False
+        """It began with a broker before this one."""
+        self.resumed = False
+        """Its peer goes on with the tasks that it had."""
 
     @property
     def direct(self) -> bool:
@@ -90,9 +114,13 @@ class BrokerMachine:
         now: float,
         first_number: int = 1,
         admission: Admission | None = None,
+        saved: Iterable[Entry] | None = None,
+        generation: int = 1,
     ) -> None:
         """epoch: of this incarnation, random.  first_number: of its sessions.
         admission: who may hold which session; None: everybody, as there are no keys.
+        saved: what the journal holds; None: none is written.  generation: how often a broker has
+        begun with it, this time included.
 
         As ids of tasks and values are made from session numbers, those of two incarnations should
         differ: a client that has not noticed a restart may still put a value into a worker's store,
@@ -128,6 +156,17 @@ class BrokerMachine:
         self._next_number = first_number
         self._names: set[str] = set()
         self._refused: OrderedDict[Peer, float] = OrderedDict()
+        self.journal: JournalWriter | None = None
+        self.journal_trouble = ""
+        """Why nothing can be written now. Messages that would have to be written are taken for
+        lost on their way until it can: their senders send them again."""
+        self._expected: dict[int, int] = {}
+        """Workers that were here before the restart and are not back yet."""
+        self._begun_before: set[int] = set()
+        """Tasks that a broker before this one sent to workers, and that may not run again."""
+        self._settle_at = now
+        if saved is not None:
+            self._restore(saved, generation, now)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -147,7 +186,9 @@ class BrokerMachine:
         record = self.sessions.get(header.token)
         if record is None or header.epoch != self.epoch:
             if kind is not m.Refuse:
-                self._refuse_unknown(peer, header.token, now)
+                self._refuse_unknown(peer, header.token, record is not None, now)
+            return
+        if self.journal_trouble and header.seq and kind is not m.Ask and kind is not m.Bye:
             return
         if record.peer != peer:
             if not self._is_owner(record, peer):
@@ -162,6 +203,8 @@ class BrokerMachine:
                 return
             if record.session.has_unsent:
                 self.dirty[record] = None
+            if self.journal is not None and kind in LOGGED and record.hello.role == m.CLIENT:
+                self.journal.message(frames)
             self.deliver(record, message, now)
         except RemoteProtocolError as exc:
             self._bad(peer, exc)
@@ -192,6 +235,11 @@ class BrokerMachine:
             self._lock(record, message)
         else:
             self.scheduler.on_message(record.number, message, now)
+            if self.journal is not None and kind is m.Done:
+                assert isinstance(message, m.Done)
+                self.journal.done(message)
+            elif self._expected and kind is m.Inventory:
+                self._came_back(record, message)
 
     def attach(self, hello: m.Hello, token: int, now: float) -> SessionRecord:
         """A worker in this very process: a session without a wire, for as long as we live."""
@@ -246,6 +294,8 @@ class BrokerMachine:
             wake = min(wake, session.tick(now))
             if session.has_unsent:
                 self.dirty[record] = None
+        if self.scheduler.settling and (not self._expected or now >= self._settle_at):
+            self._settle(now)
         self.scheduler.tick(now)
         stall = self._watchdog.look(self.scheduler, now, asleep)
         if stall:
@@ -301,8 +351,62 @@ class BrokerMachine:
                 record.session.post(m.Admit(admission.keys))
                 self.dirty[record] = None
 
+    def snapshot(self) -> Iterator[Entry]:
+        """All that a journal has to hold, in place of what it holds now."""
+        clients = [r for r in self.by_number.values() if r.hello.role == m.CLIENT]
+        workers = [
+            (r.session.token, r.number) for r in self.by_number.values() if r.hello.role == m.WORKER
+        ]
+        saved = [_saved(record) for record in clients]
+        # While settling, workers that are still away count as being here.
+        workers.extend(self._expected.items())
+        return snapshot(self.scheduler.table, saved, workers, self._begun_before)
+
+    def _restore(self, saved: Iterable[Entry], generation: int, now: float) -> None:
+        """Go on where the journal ends. Peers come back by themselves."""
+        restored = replay(self.scheduler, saved, generation)
+        self.journal = JournalWriter(self.scheduler.table)
+        for old in restored.sessions:
+            hello = m.Hello(m.CLIENT, old.name, "", "", "", 0, depth=old.depth, run=old.run)
+            session = Session(old.token, self.epoch, settings=self.settings, now=now)
+            session.received = old.received
+            record = SessionRecord(old.number, old.name, hello, session)
+            record.user = old.user
+            if self.admission is not None and old.user:
+                self.admission.opened(old.user)
+            record.gone_at = now
+            record.is_restored = True
+            self.sessions[old.token] = self.by_number[old.number] = record
+            self._names.add(old.name)
+        self._expected = restored.workers
+        self._begun_before = restored.started
+        self._next_number = restored.next_number
+        self._settle_at = now + self.settings.settle_s
+        if restored.sessions:
+            text = f"{len(restored.sessions)} clients, {len(self.scheduler.tasks)} tasks restored"
+            self.log.append((logging.INFO, text))
+
+    def _came_back(self, record: SessionRecord, message: m.Message) -> None:
+        assert isinstance(message, m.Inventory)
+        if record.hello.role == m.WORKER and message.credit:
+            self._expected.pop(record.hello.previous, None)
+
+    def _settle(self, now: float) -> None:
+        if self._expected:
+            text = f"{len(self._expected)} workers did not come back; what they had runs again"
+            self.log.append((logging.WARNING, text))
+        for token in self._expected:
+            if self.journal is not None:
+                self.journal.left(token)
+        self._expected = {}
+        settle(self.scheduler.table, self._begun_before)
+        self._begun_before.clear()
+        self.scheduler.settled(now)
+
     def close(self, text: str = "the broker was stopped") -> None:
-        """Tell everybody that this broker ends."""
+        """Tell everybody that this broker ends, unless another will go on with its journal."""
+        if self.journal is not None:
+            return
         for record in self.sessions.values():
             if record.peer is not None:
                 refusal = wire.encode(m.Refuse("closing", text), record.session.token, self.epoch)
@@ -318,6 +422,7 @@ class BrokerMachine:
         info["version"] = self.version
         info["python"] = self.python
         info["stalled_s"] = round(self._watchdog.stalled_s(now), 3)
+        info["journal"] = self.journal_trouble or ("off" if self.journal is None else "on")
         info["uptime_s"] = round(now - self._started, 3)
         info["bytes_in"] = self.counts["bytes_in"]
         info["bytes_out"] = self.counts["bytes_out"]
@@ -335,7 +440,17 @@ class BrokerMachine:
                 if not self._is_owner(record, peer):
                     return
                 self._heard_on(record, peer)
+            if record.is_restored and not record.resumed:
+                record.resumed = True
+                session = record.session
+                assert isinstance(session, Session)
+                session.received = max(session.received, hello.acked)
+                session.last_heard = now
+                record.hello = hello._replace(run=record.hello.run)
             self._welcome(record)
+            return
+        if hello.role == m.CLIENT and hello.previous:
+            self._refuse_unknown(peer, header.token, False, now)
             return
         admission = self.admission
         user = "" if admission is None else admission.identify(peer)
@@ -349,7 +464,11 @@ class BrokerMachine:
             self._reply(peer, header.token, refusal)
             return
         before = self.sessions.get(hello.previous)
-        if before is not None and hello.role == m.WORKER == before.hello.role:
+        if (
+            before is not None
+            and hello.role == m.WORKER == before.hello.role
+            and before.user == user
+        ):
             self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
         record = self._add(hello, session, now)
@@ -363,6 +482,11 @@ class BrokerMachine:
             admission.opened(user)
             if hello.role == m.WORKER:
                 session.post(m.Admit(admission.keys))
+        if self.journal is not None:
+            if hello.role == m.WORKER:
+                self.journal.joined(header.token, record.number)
+            else:
+                self.journal.begin(_saved(record))
         self._heard_on(record, peer)
         self._welcome(record)
 
@@ -416,6 +540,7 @@ class BrokerMachine:
                 settings.inline_limit,
                 settings.beat_s,
                 settings.dead_s,
+                record.resumed,
             )
         )
         self.dirty[record] = None
@@ -461,6 +586,9 @@ class BrokerMachine:
                 del self.routes[peer]
         role = record.hello.role
         self.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
+        if self.journal is not None:
+            tell = self.journal.left if role == m.WORKER else self.journal.end
+            tell(record.session.token)
         if role == m.WORKER:
             self.scheduler.worker_left(record.number, why, now)
             self._post(self._questions.worker_left(record.number))
@@ -556,7 +684,7 @@ class BrokerMachine:
         if len(self.replies) < MAX_REPLIES:
             self.replies.append((peer, wire.encode(message, token, self.epoch)))
 
-    def _refuse_unknown(self, peer: Peer, token: int, now: float) -> None:
+    def _refuse_unknown(self, peer: Peer, token: int, is_restored: bool, now: float) -> None:
         last = self._refused.get(peer)
         if last is not None and now - last < self.settings.beat_s:
             return
@@ -564,6 +692,9 @@ class BrokerMachine:
         self._refused.move_to_end(peer)
         if len(self._refused) > REFUSALS_KEPT:
             self._refused.popitem(last=False)
+        if is_restored:
+            self._reply(peer, token, m.Refuse("epoch", "the broker restarted; say Hello again"))
+            return
         text = "the broker does not know this session: it restarted, or gave the session up"
         self._reply(peer, token, m.Refuse("unknown", text))
 
@@ -584,6 +715,14 @@ def _ids_of(message: m.Message) -> Sequence[int]:
 
 RECALL_CHECK_S = 0.05
 """How often to look for rows stuck behind a long one, while there may be any."""
+
+
+def _saved(record: SessionRecord) -> SavedSession:
+    session, hello = record.session, record.hello
+    received = session.received if isinstance(session, Session) else 0
+    return SavedSession(
+        session.token, record.number, record.name, hello.depth, hello.run, received, record.user
+    )
 
 
 def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> WorkerRecord:

@@ -99,7 +99,7 @@ def _check_place(scheduler: Scheduler, task: TaskRecord, queued: bool) -> None:
             raise _broken("is data but has no value", task)
         _check_inputs(task, queued)
     elif state == DONE:
-        if task.value is None and not holders:
+        if task.value is None and not holders and not scheduler.settling:
             raise _broken("has no value anywhere", task)
         if task.value is not None and task.nbytes != len(task.value):
             raise _broken("has another size than its value", task)

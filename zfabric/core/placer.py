@@ -139,6 +139,8 @@ class Placer:
             worker.deps.append((len(worker.ids) - 1, self._ways(worker, task)))
         if task.options is not m.DEFAULT_OPTIONS:
             worker.occupy(task.options.resources, 1)
+            if self.table.failed is not None and not task.options.idempotent:
+                self.table.begun.append(task.id)
             if task.options.timeout_s:
                 worker.limits.append((len(worker.ids) - 1, task.options.timeout_s))
         if task.dependents:

@@ -15,7 +15,6 @@ It says what it has (`messages.Inventory`), and the broker keeps of that what st
 from __future__ import annotations
 
 from zfabric import messages as m
-from zfabric.core.outcomes import text_payload
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.table import TaskTable
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING, ClientRecord, TaskRecord
@@ -43,18 +42,18 @@ def worker_came_back(table: TaskTable, worker: WorkerRecord, message: m.Inventor
 
 
 def client_came_back(table: TaskTable, client: ClientRecord, message: m.Inventory) -> None:
-    """Tell the ends of these tasks, or that they are unknown; others are told when they end."""
-    if client.held_back:
-        # What collected here meanwhile is told of now, or the client knows it.
-        client.ids, client.statuses, client.payloads = [], bytearray(), []
-        table.dirty_clients.pop(client, None)
+    """Tell the ends of these tasks; others are told when they end."""
+    told = set(client.ids)  # since it is back
     for id_ in message.ids:
         task = table.tasks.get(id_)
         if task is None or task.owner is not client:
-            table.say_row(client, id_, m.LOST, text_payload("the broker does not know it"))
-        elif task.state in (DONE, FAILED):
+            continue  # its Submit is on its way behind this
+        if task.state in (DONE, FAILED) and id_ not in told:
             table.tell(task)
-    client.held_back = not message.credit
+    if message.credit:
+        client.held_back = False
+        if client.ids:
+            table.dirty_clients[client] = None
 
 
 def _keep_value(table: TaskTable, worker: WorkerRecord, task: TaskRecord, nbytes: int) -> bool:
@@ -69,6 +68,7 @@ def _keep_value(table: TaskTable, worker: WorkerRecord, task: TaskRecord, nbytes
     if other is not None and other is not worker:
         other.drops.append(task.id)
         table.dirty_workers[other] = None
+    table.later.pop(task.id, None)
     table.stored(worker, task, nbytes)
     return True
 
@@ -80,6 +80,7 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
     if lost[0] not in (ANY, attempt):
         return False
     del table.lost[task.id]
+    table.later.pop(task.id, None)
     if task.history and task.history[-1][0] == m.LOST:
         task.history.pop()  # it was not lost after all
     task.attempt = attempt

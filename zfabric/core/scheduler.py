@@ -71,6 +71,10 @@ class Scheduler:
         self.workers = table.workers
         self.has_surplus = self.placer.has_surplus
         self._last_joined = now
+        self.settling = False
+        """After a restart, until the workers are back: nothing is placed, nobody is told where a
+        value is."""
+        self._postponed: list[tuple[int, m.Message]] = []
 
     # --- peers come and go ------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class Scheduler:
             task = self.tasks[id_] = TaskRecord(id_, None, b"", client)
             holders = {self.workers[n] for n in numbers if n in self.workers}
             task.nbytes = nbytes
-            if holders:
+            if holders or self.settling:
                 task.state = DONE
                 task.status = STORED
                 task.holders = holders
@@ -247,7 +251,9 @@ class Scheduler:
         """A question. "locate" says that a value could not be fetched from where it was said to
         be; it is answered by Results rows, now or once the value has been made again.
         "cancel_waiting" ends those of these tasks that no worker has; Results rows tell which."""
-        if message.what == "locate":
+        if message.what == "locate" and self.settling:
+            self._postponed.append((client.number, message))
+        elif message.what == "locate":
             for id_ in message.about:
                 task = self.tasks.get(id_)
                 if task is None:
@@ -373,13 +379,26 @@ class Scheduler:
 
     def client_came_back(self, client: ClientRecord, message: m.Inventory, now: float) -> None:
         """What a client has yet to hear of."""
-        resync.client_came_back(self.table, client, message)
+        if self.settling:
+            self._postponed.append((client.number, message))
+        else:
+            resync.client_came_back(self.table, client, message)
+
+    def settled(self, now: float) -> None:
+        """The workers that were here before a restart are back, or will not come."""
+        self.settling = False
+        self.table.must_place = True
+        self._last_joined = now
+        postponed, self._postponed = self._postponed, []
+        for number, message in postponed:
+            if number in self.clients:
+                self.on_message(number, message, now)
 
     # --- the end of a turn ------------------------------------------------------------------------
 
     def flush(self) -> list[Outgoing]:
         """Place what can be placed. Returns (session number, message) pairs, in order."""
-        if self.table.must_place or self.table.ahead:
+        if (self.table.must_place or self.table.ahead) and not self.settling:
             self.table.must_place = False
             self.placer.place()
         said = self.table.said

@@ -142,6 +142,20 @@ class Session:
         self._nacked = 0
         self.post(Beat(self.acked, self.load))
 
+    def pause(self) -> None:
+        """The other end is not the one that we spoke with: until go_on() only what is not in
+        sequence goes out."""
+        self._cursor = len(self._outbox)
+        self._control.clear()
+
+    def go_on(self) -> None:
+        """The other end begins anew, with our messages up to an ack that came with its first:
+        its own are numbered from 1 again, and ours from there on go out again."""
+        self.received = 0
+        self._ack_told = 0
+        self._nacked = 0
+        self._cursor = 0
+
     @property
     def n_unacked(self) -> int:
         """Messages that the peer may not have."""

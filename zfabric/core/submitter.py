@@ -39,6 +39,7 @@ from zfabric.messages import (
     STORED,
     Ask,
     Cancel,
+    Inventory,
     Message,
     Register,
     Release,
@@ -108,6 +109,8 @@ class Submitter:
         """Rows that have left the queue."""
         self._due_releases = 0
         self._releases_after = 0
+        self._open: dict[int, Ask] = {}
+        """Questions without an answer so far."""
         self._cancelled: set[int] = set()
         """Tasks cancelled here of whose end the broker has yet to tell."""
 
@@ -276,6 +279,26 @@ class Submitter:
         self._base = ids.task_id(number, 0)
         self._known.clear()
 
+    def inventory(self) -> list[Inventory]:
+        """After a restart of the broker: of which tasks we have yet to hear the end.
+
+        Not of those whose Retry is still to leave: an end that is known now is the one before.
+        What the broker does not know yet it will get behind this.
+        """
+        waiting = {o.id for o in list(self.outcomes.values()) if o.status == PENDING}
+        waiting |= self._cancelled
+        for _, message in self._named:
+            if type(message) is Retry:
+                waiting.difference_update(message.ids)
+        ids = sorted(waiting)
+        most = self._settings.batch_rows
+        parts = []
+        for start in range(0, max(len(ids), 1), most):
+            part = ids[start : start + most]
+            parts.append(Inventory(part, [0] * len(part), [], [], 0))
+        parts[-1] = parts[-1]._replace(credit=1)
+        return parts
+
     def results(self, message: Results) -> list[Outcome]:
         """Settle what ended. Returns the outcomes that somebody waits for."""
         find = self.outcomes.get
@@ -362,11 +385,21 @@ class Submitter:
 
     def ask(self, request: int, what: str, about: Sequence[int] = (), text: str = "") -> None:
         """Put a question to the broker. About tasks: behind the rows that name them."""
-        question = Ask(request, what, about, text)
+        question = self._open[request] = Ask(request, what, about, text)
         if about:
             self._name(question)
         else:
             self._urgent.append(question)
+
+    def answered(self, request: int) -> None:
+        """A question needs no answer any more."""
+        self._open.pop(request, None)
+
+    def ask_again(self) -> list[Ask]:
+        """After a restart of the broker: the questions that it may have taken in and forgotten."""
+        queued = {id(message) for message in self._urgent}
+        queued.update(id(message) for _, message in self._named)
+        return [question for question in list(self._open.values()) if id(question) not in queued]
 
     # --- ends of everything -------------------------------------------------------------------
 
@@ -382,6 +415,7 @@ class Submitter:
         self._urgent.clear()
         self._due_releases = 0
         self._cancelled.clear()
+        self._open.clear()
         lost = [o for o in list(table.values()) if o.status == PENDING or o.status == STORED]
         self._settle(lost, LOST, msgpack.packb([text]))
         return [o for o in lost if o.waiters is not None]

@@ -74,6 +74,10 @@ class TaskTable:
         queue."""
         self.due: list[tuple[float, int]] = []
         """A heap of the same; entries that `later` does not confirm mean nothing."""
+        self.failed: list[TaskRecord] | None = None
+        """Where a journal is written: tasks that ended without a value, for it to take."""
+        self.begun: list[int] = []
+        """The same: tasks that may not run twice and were sent to a worker."""
         self.must_place = False
         """Something may be placed that could not be before."""
 
@@ -310,6 +314,8 @@ class TaskTable:
             failed.status = status
             failed.value = payload
             self.n_failed += 1
+            if self.failed is not None:
+                self.failed.append(failed)
             if failed.wanted:
                 self.tell(failed)
             else:

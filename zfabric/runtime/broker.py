@@ -23,11 +23,13 @@ from zfabric import __version__
 from zfabric.config import Settings
 from zfabric.core.admission import Admission
 from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.journal import Entry, JournalDamaged
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
 from zfabric.ids import MAX_SESSION
 from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
+from zfabric.runtime.journal import RETRY_S, Journal, JournalFailed
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.recording import RecordedMachine, Recorder
 from zfabric.transport import Listener, Poller
@@ -51,7 +53,13 @@ class BrokerLoop:
         stop: StopRequest,
         poller: Poller,
         guard: BrokerGuard | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
+        self._unwritten: list[Entry] = []
+        """Of a turn whose transaction failed. Nothing of that turn may leave."""
+        self._withheld: set[SessionRecord] = set()
+        self._write_at = 0.0
         self.listener = listener
         self.machine = machine
         self._stop = stop
@@ -74,6 +82,8 @@ class BrokerLoop:
                     stop.check(thing)
             self.receive(monotonic())
             self.machine.turn()
+            if self._journal is not None:
+                self.write(self._journal, monotonic())
             self.send()
         self.close()
         return stop.requested
@@ -92,6 +102,38 @@ class BrokerLoop:
             if self._guard is not None:
                 self._guard.look(now)
                 self._tick_at = min(self._tick_at, now + LOOK_S)
+
+    def write(self, journal: Journal, now: float) -> None:
+        """This turn's entries to the disk, before anything that follows from them is sent.
+
+        While that fails, sessions that this turn spoke with or about hear nothing, messages that
+        would have to be written are not taken in, and it is tried again now and then.
+        """
+        machine = self.machine
+        assert machine.journal is not None
+        entries = machine.journal.take()
+        if not self._withheld:
+            if not entries:
+                return
+            try:
+                journal.commit(entries, machine.snapshot)
+            except JournalFailed as exc:
+                machine.journal_trouble = str(exc)
+                log.error("%s; no work is taken until it can", exc)
+                self._withheld.update(machine.sessions.values())
+                self._write_at = now + RETRY_S
+            return
+        if now < self._write_at:
+            return
+        self._write_at = now + RETRY_S
+        try:
+            journal.recover(machine.snapshot)
+        except JournalFailed as exc:
+            machine.journal_trouble = str(exc)
+            return
+        log.warning("the journal %s can be written again", journal.path)
+        machine.journal_trouble = ""
+        self._withheld.clear()
 
     def close(self) -> None:
         """Tell everybody."""
@@ -148,6 +190,8 @@ class BrokerLoop:
         """Whether all that this session may send now has been taken by its link."""
         if record.peer is None:
             return True  # _route makes it dirty again
+        if record in self._withheld:
+            return False
         session = record.session
         counts = self.machine.counts
         send = self.listener.send
@@ -197,6 +241,7 @@ def serve(
     ready_fd: int | None = None,
     orphaned_directory: str | None = None,
     record: str | os.PathLike[str] | None = None,
+    journal: str | os.PathLike[str] | None = None,
     settings: Settings | None = None,
 ) -> int:
     """Run a broker until SIGTERM, SIGINT or the end of the lifeline. Returns the exit code.
@@ -207,6 +252,7 @@ def serve(
     announce: called with the lines that tell people how to join.
     orphaned_directory: removed when the lifeline ends, as the parent cannot do it any more.
     record: a new file for all events, see runtime.recording.
+    journal: a file from which it goes on after a restart, see docs/reliability.md.
     """
     with StopRequest(lifeline_fd) as stop:
         try:
@@ -214,6 +260,8 @@ def serve(
             ring = ring_for(address, keys, insecure)
             if ring is None:
                 check_exposure(address, insecure)
+            if record is not None and journal is not None:
+                raise ConfigError("a broker with a journal keeps no record: its events begin there")
             recorder = Recorder(record) if record is not None else None
             guard = None if ring is None else BrokerGuard(ring)
             listener = listen_near(
@@ -227,8 +275,11 @@ def serve(
             return 2
         told = reachable(listener.address)
         admission = None if guard is None else guard.admission(listener, settings)
-        machine = new_machine(told, settings, admission, recorder)
+        book: Journal | None = None
         try:
+            if journal is not None:
+                book = Journal(journal)
+            machine = new_machine(told, settings, admission, recorder, book)
             if connection_file is not None:
                 _write_connection_file(Path(connection_file), told)
             if guard is not None:
@@ -237,7 +288,10 @@ def serve(
                 announce(join_lines(told, guard))
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
-            why = BrokerLoop(listener, machine, stop, Poller(), guard).run()
+            why = BrokerLoop(listener, machine, stop, Poller(), guard, book).run()
+        except JournalDamaged as exc:
+            log.error("the journal %s is damaged: %s; nothing was changed", journal, exc)
+            return 2
         except ConfigError as exc:
             log.error("%s", exc)
             return 2
@@ -249,6 +303,8 @@ def serve(
                 _remove_connection_file(Path(connection_file), told)
             if recorder is not None:
                 recorder.close()
+            if book is not None:
+                book.close()
             remove_orphan(orphaned_directory, stop)
     log.info("broker stopped: %s", why)
     return 0
@@ -265,8 +321,9 @@ def new_machine(
     settings: Settings,
     admission: Admission | None = None,
     recorder: Recorder | None = None,
+    journal: Journal | None = None,
 ) -> BrokerMachine:
-    """A broker that has just begun."""
+    """A broker that has just begun, or goes on with a journal. Raises JournalDamaged."""
     epoch = int.from_bytes(os.urandom(4), "little") or 1
     arguments: dict[str, Any] = {
         "epoch": epoch,
@@ -278,6 +335,8 @@ def new_machine(
         "now": monotonic(),
         "admission": admission,
     }
+    if journal is not None:
+        arguments.update(saved=journal.entries(), generation=journal.generation)
     return RecordedMachine(recorder, **arguments) if recorder else BrokerMachine(**arguments)
 
 

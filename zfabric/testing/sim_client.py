@@ -86,6 +86,7 @@ class SimClient(Node):
         self.fetches_fail = 0.0
         self.n_checked = 0
         self.n_sessions_lost = 0
+        self.n_resumed = 0
         self.put_at: set[int] = set()
         """Ids of values that this client has put into stores."""
         self._habits = habits
@@ -103,6 +104,7 @@ class SimClient(Node):
     def _begin(self, now: float) -> None:
         self.session = Session(self.agenda.rng.getrandbits(62) + 1, settings=self.settings, now=now)
         self.welcomed = False
+        self.resuming = False
         self._hello_at = now
         self._heard_from = now
         self._turn_at = now
@@ -130,13 +132,26 @@ class SimClient(Node):
         self._receive(now)
         if self.welcomed:
             wake = min(self.session.tick(now), now + 0.25)
-            if now - max(self._heard_from, self.session.last_heard) > self.settings.dead_s:
+            if (
+                now - max(self._heard_from, self.session.last_heard)
+                > self.settings.dead_s + self.settings.lease_s
+            ):
                 self._lose_session("the broker was silent")
         else:
             if now >= self._hello_at:
                 if not self.session.has_unsent:
                     self.session.post(
-                        m.Hello(m.CLIENT, self.name, "1", "3", "host", 1, depth=self.depth)
+                        m.Hello(
+                            m.CLIENT,
+                            self.name,
+                            "1",
+                            "3",
+                            "host",
+                            1,
+                            depth=self.depth,
+                            previous=self.session.token if self.resuming else 0,
+                            acked=self.session.acked if self.resuming else 0,
+                        )
                     )
                 self._hello_at = now + HELLO_S
             wake = self._hello_at
@@ -181,9 +196,22 @@ class SimClient(Node):
             if not self.welcomed:
                 self.welcomed = True
                 self.session.epoch = header.epoch
-                self.submitter.welcomed(message.number)
+                if self.resuming:
+                    self.resuming = False
+                    self.n_resumed += 1
+                    self.session.go_on()
+                    for part in [*self.submitter.inventory(), *self.submitter.ask_again()]:
+                        self.session.post(part)
+                else:
+                    self.submitter.welcomed(message.number)
         elif kind is m.Refuse:
-            if message.code == "unknown" and self.welcomed:
+            if message.code == "epoch":
+                if self.welcomed:
+                    self.welcomed = False
+                    self.resuming = True
+                    self.session.pause()
+                    self._hello_at = self.agenda.now
+            elif message.code == "unknown" and (self.welcomed or self.resuming):
                 self._lose_session(message.text)
             elif message.code != "unknown":
                 raise InternalError(f"the broker refused client {self.name}: {message}")
@@ -193,6 +221,9 @@ class SimClient(Node):
             raise InternalError(f"a client got {message}")
 
     def _take_answer(self, message: m.Answer) -> None:
+        self.submitter.answered(message.request)
+        if message.request not in self._asked:
+            return  # asked twice, as the broker restarted
         stories = unpackb(message.payload)
         if len(stories) != self._asked.pop(message.request):
             raise InternalError(f"client {self.name} did not hear of each task: {stories}")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from zfabric.config import Settings
 from zfabric.core import invariants, placer
 from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.journal import Entry
 from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
 from zfabric.ids import MAX_SESSION
@@ -66,14 +67,20 @@ class Report(NamedTuple):
 class SimBroker(Node):
     """The broker's process."""
 
-    def __init__(self, agenda: Agenda, settings: Settings, epoch: int) -> None:
+    def __init__(
+        self, agenda: Agenda, settings: Settings, epoch: int, disk: list[Entry] | None = None
+    ) -> None:
+        """disk: the journal's entries; None: there is none."""
         super().__init__(agenda)
+        self.disk = disk
         self.machine = BrokerMachine(
             epoch=epoch,
             version="1",
             settings=settings,
             now=agenda.now,
             first_number=agenda.rng.randint(1, MAX_SESSION // 2),
+            saved=None if disk is None else list(disk),
+            generation=epoch,
         )
         self.listener = Listener(self)
         self._tick_at = agenda.now
@@ -115,6 +122,8 @@ class SimBroker(Node):
         if changed and doubt < 0.1:
             invariants.check(machine.scheduler)
         machine.turn()
+        if self.disk is not None:
+            self._write(self.disk)
         if changed and doubt < 1.0:
             invariants.check(machine.scheduler)
         for peer, frames in machine.replies:
@@ -130,6 +139,14 @@ class SimBroker(Node):
         if bad:
             raise InternalError(f"a peer broke the protocol: {bad}")
         return min(wake, self._tick_at, machine.scheduler.due_at)
+
+    def _write(self, disk: list[Entry]) -> None:
+        assert self.machine.journal is not None
+        entries = self.machine.journal.take()
+        if entries and self.agenda.rng.random() < 0.02:
+            disk[:] = self.machine.snapshot()
+        else:
+            disk.extend(entries)
 
     def _deliver(self, peer: bytes, frames: Any, now: float) -> bool:
         connection = self.listener.connections.get(peer)
@@ -176,7 +193,8 @@ class Simulation:
         )
         self.directory: dict[int, SimWorker] = {}
         self.epoch = 1
-        self.broker = SimBroker(self.agenda, self.settings, self.epoch)
+        self.disk: list[Entry] | None = [] if rng.random() < 0.5 else None
+        self.broker = SimBroker(self.agenda, self.settings, self.epoch, self.disk)
         self.n_named = 0
         self.workers = [self._new_worker() for _ in range(rng.randint(1, 4))]
         self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
@@ -400,7 +418,7 @@ class Simulation:
     def _restart_broker(self) -> None:
         if not self.broker.alive:
             self.epoch += 1
-            self.broker = SimBroker(self.agenda, self.settings, self.epoch)
+            self.broker = SimBroker(self.agenda, self.settings, self.epoch, self.disk)
 
 
 @contextlib.contextmanager

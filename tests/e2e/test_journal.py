@@ -1,0 +1,112 @@
+"""A broker that is killed and started again with its journal: nothing told is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zfabric import Client
+
+
+class Fabric:
+    """A broker with a journal, and one worker, in processes of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.address = f"ipc://{directory}/broker"
+        self.children: list[subprocess.Popen[str]] = []
+        self.broker = self.start_broker()
+        self.start("worker", self.address, "--slots", "5")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "zfabric", *arguments]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.children.append(child)
+        return child
+
+    def start_broker(self) -> subprocess.Popen[str]:
+        broker = self.start(
+            "broker", "--listen", self.address, "--journal", f"{self.directory}/journal"
+        )
+        assert broker.stdout is not None
+        assert "zfabric broker at" in broker.stdout.readline()
+        return broker
+
+    def kill_broker(self) -> None:
+        self.broker.send_signal(signal.SIGKILL)
+        self.broker.wait()
+
+    def close(self) -> None:
+        for child in self.children:
+            child.kill()
+            child.communicate()
+
+
+@pytest.fixture
+def fabric(tmp_path: Path) -> Iterator[Fabric]:
+    fabric = Fabric(tmp_path)
+    yield fabric
+    fabric.close()
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def audited(path: str, name: str, wait_for: str = "") -> str:
+    with open(path, "a") as file:
+        file.write(f"{name}\n")
+    while wait_for and not os.path.exists(wait_for):
+        time.sleep(0.01)
+    return name
+
+
+def test_all_go_on_after_kill_9(fabric: Fabric, tmp_path: Path) -> None:
+    audit, gate = str(tmp_path / "audit"), str(tmp_path / "gate")
+    with Client(fabric.address) as client:
+        done = client.submit(audited, audit, "done")
+        large = client.submit(bytes, 1_000_000)
+        assert done.result(timeout=20) == "done"
+        assert len(large.result(timeout=20)) == 1_000_000
+        running = client.submit(audited, audit, "running", gate)
+        until(lambda: "running" in Path(audit).read_text())
+        waiting = client.submit(audited, audit, "waiting", gate)
+        behind = client.submit(lambda a, b: a + b, running, done)
+        fabric.kill_broker()
+        away = client.submit(audited, audit, "while it was away")
+        begun = time.monotonic()
+        fabric.broker = fabric.start_broker()
+        assert away.result(timeout=20) == "while it was away"
+        assert time.monotonic() - begun < 5.0
+        Path(gate).touch()
+        assert running.result(timeout=20) == "running"
+        assert waiting.result(timeout=20) == "waiting"
+        assert behind.result(timeout=20) == "runningdone"
+        assert client.submit(len, large).result(timeout=20) == 1_000_000
+        assert client.info()["journal"] == "on"
+    ran = Path(audit).read_text().split("\n")[:-1]
+    assert sorted(ran) == sorted(set(ran)), "a task ran twice"
+
+
+def test_a_journal_in_use_or_of_others_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+    other = fabric.start("broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/journal")
+    _, errors = other.communicate(timeout=20)
+    assert other.returncode == 2
+    assert "in use by another broker" in errors
+    (tmp_path / "letter").write_text("Dear Sir or Madam, " * 100)
+    other = fabric.start("broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/letter")
+    _, errors = other.communicate(timeout=20)
+    assert other.returncode == 2
+    assert "is not a journal of zfabric" in errors
+    assert (tmp_path / "letter").read_text().startswith("Dear Sir")

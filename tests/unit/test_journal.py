@@ -1,0 +1,250 @@
+"""What is journalled makes the same table again; a file that is no journal is left as it is."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from zfabric import messages as m
+from zfabric import wire
+from zfabric.core import invariants
+from zfabric.core.journal import (
+    Entry,
+    JournalDamaged,
+    JournalWriter,
+    SavedSession,
+    next_counter,
+    replay,
+    settle,
+    snapshot,
+)
+from zfabric.core.scheduler import Scheduler
+from zfabric.core.tasks import DONE, FAILED, READY, WAITING
+from zfabric.errors import ConfigError
+from zfabric.messages import ERROR, LOST
+from zfabric.runtime import journal as runtime
+from zfabric.testing.bench import Bench, tid
+
+SESSION = SavedSession(77, 1, "client-1", 0, "", 0, "")
+
+
+class Written(Bench):
+    """A scheduler whose journal is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.writer = JournalWriter(self.scheduler.table)
+        self.writer.begin(SESSION)
+        self.seq = 0
+        self.client(1)
+
+    def hear(self, number: int, message: m.Message) -> None:
+        if number == 1:
+            body = wire.encode_body(message)
+            self.seq += 1
+            header = wire.encode_header(body.kind, SESSION.token, 5, self.seq, 0)
+            self.writer.message([header, *body.frames])
+        super().hear(number, message)
+        if isinstance(message, m.Done):
+            self.writer.done(message)
+
+    def written(self) -> list[Entry]:
+        self.entries += self.writer.take()
+        return self.entries
+
+
+def restored(entries: list[Entry]) -> Scheduler:
+    scheduler = Scheduler()
+    replay(scheduler, entries, 2)
+    invariants.check(scheduler)
+    return scheduler
+
+
+def table(scheduler: Scheduler) -> list[tuple[object, ...]]:
+    return [
+        (task.id, task.state, task.status, task.value, task.wanted, [d.id for d in task.deps])
+        for task in scheduler.tasks.values()
+    ]
+
+
+@pytest.fixture
+def bench() -> Written:
+    bench = Written()
+    bench.worker(101, credit=9)
+    bench.submit(1, 2, 3, 4, 5, deps={3: [2], 4: [3], 5: [1]})
+    bench.ended(1, credit=9)
+    bench.release(1)
+    bench.stored(2)
+    bench.say(1, m.Cancel([tid(4)]))
+    return bench
+
+
+def test_a_replay_gives_the_table_again(bench: Written) -> None:
+    scheduler = restored(bench.written())
+    states = {task.id: task.state for task in scheduler.tasks.values()}
+    # What a worker runs is not known before it says so.
+    assert states == {tid(1): DONE, tid(2): DONE, tid(3): READY, tid(4): FAILED, tid(5): READY}
+    assert scheduler.tasks[tid(1)].value == b"value"
+    assert scheduler.settling
+    assert scheduler.flush() == []
+
+
+def test_a_snapshot_is_worth_the_whole_journal(bench: Written) -> None:
+    whole = restored(bench.written())
+    short = list(snapshot(bench.scheduler.table, [SESSION], []))
+    assert sorted(table(restored(short))) == sorted(table(whole))
+    again = list(snapshot(restored(short).table, [SESSION], []))
+    assert sorted(table(restored(again))) == sorted(table(whole))
+
+
+def test_every_prefix_makes_sense(bench: Written) -> None:
+    entries = bench.written()
+    for end in range(len(entries) + 1):
+        restored(entries[:end])
+
+
+def test_values_that_no_worker_brings_back_are_made_again(bench: Written) -> None:
+    scheduler = restored(bench.written())
+    settle(scheduler.table, ())
+    scheduler.settled(0.0)
+    assert scheduler.tasks[tid(2)].state == READY
+    assert scheduler.tasks[tid(3)].state == WAITING
+    invariants.check(scheduler)
+
+
+def test_data_that_a_client_put_is_lost_with_its_last_copy() -> None:
+    bench = Written()
+    bench.worker(101)
+    bench.say(1, m.Register([tid(1)], [100], [[101]]))
+    scheduler = restored(bench.written())
+    assert scheduler.tasks[tid(1)].state == DONE
+    settle(scheduler.table, ())
+    task = scheduler.tasks[tid(1)]
+    assert (task.state, task.status) == (FAILED, LOST)
+
+
+def test_what_may_run_once_at_most_does_not_run_again() -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    once = m.TaskOptions(idempotent=False)
+    bench.submit(1, 2, options={1: once, 2: once})
+    scheduler = Scheduler()
+    known = replay(scheduler, bench.written(), 2)
+    assert known.started == {tid(1)}, "the other never left"
+    settle(scheduler.table, known.started)
+    assert [task.state for task in scheduler.tasks.values()] == [FAILED, READY]
+    assert scheduler.tasks[tid(1)].status == m.UNKNOWN
+
+
+def test_ends_without_a_value_and_retries_are_known(bench: Written) -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    bench.submit(1, 2, deps={2: [1]})
+    bench.ended(1, status=ERROR, payload=b"exc", credit=1)
+    scheduler = restored(bench.written())
+    assert [task.status for task in scheduler.tasks.values()] == [ERROR, ERROR]
+    bench.scheduler.workers[101].credit = 0
+    bench.retry(1)
+    assert [t.state for t in restored(bench.written()).tasks.values()] == [READY, FAILED]
+
+
+def test_numbers_are_not_given_twice(bench: Written) -> None:
+    bench.writer.joined(9, 40)
+    scheduler = Scheduler()
+    known = replay(scheduler, bench.written(), 2)
+    assert known.next_number == 41
+    assert known.workers == {9: 40}
+    assert known.sessions[0].received == bench.seq
+    assert next_counter(scheduler.table, 1) == (tid(5) & 0xFF) + 1
+    assert all(task.attempt == 2 << 20 for task in scheduler.tasks.values())
+
+
+def test_entries_that_make_no_sense_are_told() -> None:
+    with pytest.raises(JournalDamaged):
+        restored([(3, b"\x91\xc0")])
+    with pytest.raises(JournalDamaged):
+        restored([(99, b"")])
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_a_file_keeps_what_was_committed(tmp_path: Path) -> None:
+    book = runtime.Journal(tmp_path / "j")
+    assert (tmp_path / "j").stat().st_mode & 0o777 == 0o600
+    book.commit([(1, b"a"), (2, b"b")], list)
+    book.commit([(3, b"c")], list)
+    first = book.generation
+    book.close()
+    book = runtime.Journal(tmp_path / "j")
+    assert list(book.entries()) == [(1, b"a"), (2, b"b"), (3, b"c")]
+    assert book.generation == first + 1
+    book.rewrite(lambda: [(4, b"d")])
+    assert list(book.entries()) == [(4, b"d")]
+    book.close()
+
+
+def test_a_crash_at_any_byte_of_the_log_leaves_whole_turns(tmp_path: Path) -> None:
+    book = runtime.Journal(tmp_path / "j")
+    turns = [[(n, bytes([n]) * 300), (n, b"last")] for n in range(1, 6)]
+    for turn in turns:
+        book.commit(turn, list)
+    wal = (tmp_path / "j-wal").read_bytes()
+    whole = [sum(turns[:n], []) for n in range(6)]
+    for cut in range(0, len(wal), 517):
+        shutil.copy(tmp_path / "j", tmp_path / "copy")
+        (tmp_path / "copy-wal").write_bytes(wal[:cut])
+        try:
+            torn = runtime.Journal(tmp_path / "copy")
+        except ConfigError as exc:
+            pytest.fail(f"cut at {cut}: {exc}")
+        assert list(torn.entries()) in whole
+        torn.close()
+    book.close()
+
+
+def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    db = sqlite3.connect(foreign)
+    db.execute("CREATE TABLE things (name)")
+    db.close()
+    newer = tmp_path / "newer"
+    runtime.Journal(newer).close()
+    db = sqlite3.connect(newer)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    letter = tmp_path / "letter"
+    letter.write_text("Dear Sir or Madam")
+    damaged = tmp_path / "damaged"
+    book = runtime.Journal(damaged)
+    book.commit([(1, b"x" * 50_000)], list)
+    book.close()
+    data = bytearray(damaged.read_bytes())
+    data[4096:12288] = b"\xff" * 8192
+    damaged.write_bytes(data)
+    for path, text in (
+        (foreign, "another program's"),
+        (newer, "format 99"),
+        (letter, "is not a journal"),
+        (damaged, "is damaged"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match=text):
+            runtime.Journal(path)
+        assert path.read_bytes() == before, path
+
+
+def test_a_full_disk_is_told_and_got_over(tmp_path: Path) -> None:
+    book = runtime.Journal(tmp_path / "j")
+    book.commit([(1, b"a")], list)
+    book._db.execute("PRAGMA max_page_count=4")
+    with pytest.raises(runtime.JournalFailed, match="full"):
+        book.commit([(2, b"x" * 100_000)], list)
+    assert list(book.entries()) == [(1, b"a")]
+    book.recover(lambda: [(1, b"a"), (2, b"x" * 100_000)])
+    assert [kind for kind, _ in book.entries()] == [1, 2]
+    book.close()

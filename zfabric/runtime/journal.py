@@ -1,0 +1,184 @@
+"""The file in which a broker's journal lies: SQLite, in WAL mode.
+
+One transaction per turn, synced to the disk before anything that follows from it is sent. What the
+entries mean is `core.journal`'s business; here they are rows of (number, kind, bytes). Torn writes,
+checksums and recovery after a crash are SQLite's.
+
+When the entries written since the last snapshot outweigh it, one transaction puts a snapshot of
+all that is alive in place of everything, so the file stays in proportion to what is alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from zfabric.core.journal import Entry
+from zfabric.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+APPLICATION = 0x7AFB
+"""In the file's head: it is a journal of ours."""
+
+FORMAT = 1
+"""Raised with each change that an older broker would misread."""
+
+COMPACT_NBYTES = 16 << 20
+"""Bytes of entries below which a snapshot is not worth its while."""
+
+RETRY_S = 0.2
+"""Between two tries to write when the disk is full."""
+
+
+class JournalFailed(Exception):
+    """Entries could not be written; the text says why."""
+
+
+class Journal:
+    """An open journal.
+
+    generation: how often a broker has begun with it, this time included.
+    Raises ConfigError when the file is no journal, of a newer format, damaged or in use, and then
+    has changed nothing in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._nbytes = 0
+        """Of entries since the last snapshot."""
+        self._kept = 0
+        """Of that snapshot."""
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
+        if path.exists() and path.stat().st_size and not _looks_like_sqlite(path):
+            raise ConfigError(f"{path} is not a journal of zfabric; nothing was changed")
+        try:
+            if not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+        except (OSError, sqlite3.Error) as exc:
+            raise ConfigError(f"the journal {path} cannot be opened: {exc}") from exc
+        try:
+            self._begin()
+        except BaseException as exc:
+            self._db.close()
+            if isinstance(exc, sqlite3.Error):
+                raise ConfigError(_why_unusable(path, exc)) from exc
+            raise
+
+    def _begin(self) -> None:
+        db, path = self._db, self.path
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (format_,) = db.execute("PRAGMA user_version").fetchone()
+        (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if n_tables and application != APPLICATION:
+            raise ConfigError(f"{path} is another program's database; nothing was changed")
+        if format_ > FORMAT:
+            raise ConfigError(
+                f"the journal {path} has format {format_}, and this zfabric knows {FORMAT}: "
+                "start the version that wrote it, or a newer one; nothing was changed"
+            )
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA journal_size_limit=67108864")
+        if n_tables:
+            for (text,) in db.execute("PRAGMA quick_check(1)"):
+                if text != "ok":
+                    raise sqlite3.DatabaseError(text)
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(f"PRAGMA application_id={APPLICATION}")
+        db.execute(f"PRAGMA user_version={FORMAT}")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS entries"
+            " (number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, data BLOB NOT NULL)"
+        )
+        db.execute("CREATE TABLE IF NOT EXISTS starts (generation INTEGER PRIMARY KEY)")
+        db.execute("INSERT INTO starts DEFAULT VALUES")
+        (self.generation,) = db.execute("SELECT max(generation) FROM starts").fetchone()
+        db.execute("DELETE FROM starts WHERE generation < ?", (self.generation,))
+        db.execute("COMMIT")
+
+    def entries(self) -> Iterator[Entry]:
+        """All there are, in order. Raises ConfigError when the file is damaged."""
+        try:
+            for kind, data in self._db.execute("SELECT kind, data FROM entries ORDER BY number"):
+                self._nbytes += len(data)
+                yield kind, data
+        except sqlite3.Error as exc:
+            raise ConfigError(_why_unusable(self.path, exc)) from exc
+
+    def commit(self, entries: list[Entry], snapshot: Callable[[], Iterable[Entry]]) -> None:
+        """Have these on the disk, or raise JournalFailed: then none of them is there.
+
+        snapshot: entries for all that is alive, these included; asked for when it is due.
+        """
+        self._nbytes += sum(len(data) for _, data in entries)
+        if self._nbytes > COMPACT_NBYTES and self._nbytes > self._kept:
+            self.rewrite(snapshot)
+        else:
+            self._write(entries)
+
+    def rewrite(self, snapshot: Callable[[], Iterable[Entry]]) -> None:
+        """Put a snapshot in place of all entries."""
+        kept = self._write(snapshot(), anew=True)
+        self._kept, self._nbytes = kept, 0
+
+    def recover(self, snapshot: Callable[[], Iterable[Entry]]) -> None:
+        """After a failure: what the file holds now is uncertain, so open it again and write all
+        that is alive. Raises JournalFailed when that does not work yet."""
+        self.close()
+        try:
+            self._open()
+        except ConfigError as exc:
+            raise JournalFailed(str(exc)) from exc
+        self.rewrite(snapshot)
+
+    def _write(self, entries: Iterable[Entry], anew: bool = False) -> int:
+        db = self._db
+        nbytes = 0
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            if anew:
+                db.execute("DELETE FROM entries")
+                counted = list(entries)
+                nbytes = sum(len(data) for _, data in counted)
+                entries = counted
+            db.executemany("INSERT INTO entries (kind, data) VALUES (?, ?)", entries)
+            db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            try:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+            except sqlite3.Error:
+                pass
+            raise JournalFailed(f"the journal {self.path} cannot be written: {exc}") from exc
+        return nbytes
+
+    def close(self) -> None:
+        """Let go of the file. Everything committed is in it."""
+        try:
+            self._db.close()
+        except sqlite3.Error as exc:
+            log.warning("closing the journal %s: %s", self.path, exc)
+
+
+def _looks_like_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _why_unusable(path: Path, exc: sqlite3.Error) -> str:
+    text = str(exc)
+    if "locked" in text:
+        return f"the journal {path} is in use by another broker"
+    return (
+        f"the journal {path} is damaged or cannot be written ({text}); nothing was changed. Put a "
+        "copy of it in place, or begin with another file"
+    )
