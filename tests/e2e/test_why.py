@@ -98,6 +98,7 @@ def test_work_that_may_wait_for_a_worker_that_fits(caplog: pytest.LogCaptureFixt
         LocalFabric(n_workers=2, slots=1) as fabric,
         zfabric.Client(fabric, no_worker_warning_s=0.2) as client,
     ):
+        client.wait_for_workers(2)
         future = client.submit(pow, 2, 5, resources={"GPU": 1}, must_fit=False)
         with pytest.raises(TimeoutError):
             future.result(timeout=1.5)
