@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import threading
 import traceback
@@ -243,3 +244,13 @@ def test_an_exception_may_be_sent_on() -> None:
 @pytest.mark.parametrize("blob", [b"", b"junk", pickle.dumps(5), pickle.dumps((1, 2))])
 def test_broken_blobs(blob: bytes) -> None:
     assert isinstance(load_exception(blob), CodecError)
+
+
+def test_reducers_that_others_registered_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tblib does, which Dask installs: exceptions put together without their `__init__`."""
+    spoilt = {
+        kind: lambda exc: (type(exc).__new__, (type(exc),)) for kind in (SystemExit, KeyError)
+    }
+    monkeypatch.setattr(copyreg, "dispatch_table", {**copyreg.dispatch_table, **spoilt})
+    assert sent(SystemExit(3)).code == 3
+    assert sent(KeyError("name")).args == ("name",)

@@ -240,8 +240,12 @@ def assemble(
 
 
 def _stream(obj: object) -> bytes:
-    """One stream, nothing beside it: plain pickle first, cloudpickle for `__main__` classes."""
-    frames = pickle_frames(obj, {"exception": obj})
+    """One stream, nothing beside it: plain pickle first, cloudpickle for `__main__` classes.
+
+    tblib, which Dask installs, puts a reducer for each exception class into copyreg's table; it
+    loses what `__init__` sets (SystemExit.code), and adds a traceback that we send as text.
+    """
+    frames = pickle_frames(obj, {"exception": obj}, without=(BaseException,))
     if len(frames) > 1:
         raise CodecError("an exception with large buffers is sent as text")
     return bytes(frames[0])

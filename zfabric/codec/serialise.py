@@ -26,7 +26,7 @@ import copyreg
 import io
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pickle import PickleBuffer
 from struct import Struct
@@ -206,10 +206,13 @@ def loads_inline(blob: Buffer) -> Any:
 # ---------------------------------------------------------------- the way of everything else
 
 
-def pickle_frames(obj: object, names: dict[str, object]) -> list[Buffer]:
+def pickle_frames(
+    obj: object, names: dict[str, object], without: tuple[type, ...] = ()
+) -> list[Buffer]:
     """Frames of any object: plain pickle first, cloudpickle for what that cannot do.
 
     names: what the object, or its parts, are called where an error has to say.
+    without: classes for which reducers that somebody has put into copyreg's table do not count.
     """
     buffers: list[Buffer] = []
 
@@ -222,7 +225,7 @@ def pickle_frames(obj: object, names: dict[str, object]) -> list[Buffer]:
 
     stream: bytes | None = None
     try:
-        stream = _plain(obj, keep_in_band)
+        stream = _plain(obj, keep_in_band, without)
     except (UsageError, MemoryError):
         raise
     except Exception:
@@ -231,7 +234,7 @@ def pickle_frames(obj: object, names: dict[str, object]) -> list[Buffer]:
     if stream is None or _names_what_only_we_have(stream):
         buffers.clear()
         try:
-            stream = pickle_by_value(obj, keep_in_band)
+            stream = pickle_by_value(obj, keep_in_band, without)
         except (UsageError, MemoryError):
             raise
         except Exception as exc:
@@ -241,19 +244,31 @@ def pickle_frames(obj: object, names: dict[str, object]) -> list[Buffer]:
     return [stream, *buffers]
 
 
-def _plain(obj: object, callback: Callable[[PickleBuffer], bool]) -> bytes:
+def _plain(
+    obj: object, callback: Callable[[PickleBuffer], bool], without: tuple[type, ...]
+) -> bytes:
     file = io.BytesIO()
     pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=callback)
-    pickler.dispatch_table = _plain_table()
+    table = _plain_table()
+    pickler.dispatch_table = _table_without(table, without) if without else table
     pickler.dump(obj)
     return file.getvalue()
 
 
-def pickle_by_value(obj: object, callback: Callable[[PickleBuffer], bool] | None = None) -> bytes:
-    """cloudpickle's stream. callback: as pickle's `buffer_callback`; None keeps all in band."""
+def pickle_by_value(
+    obj: object,
+    callback: Callable[[PickleBuffer], bool] | None = None,
+    without: tuple[type, ...] = (),
+) -> bytes:
+    """cloudpickle's stream. callback: as pickle's `buffer_callback`; None keeps all in band.
+    without: as for pickle_frames."""
     file = io.BytesIO()
     _table_additions()
-    by_value_pickler()(file, PROTOCOL, buffer_callback=callback).dump(obj)
+    pickler = by_value_pickler()
+    if without:
+        table = _table_without(pickler.dispatch_table, without)
+        pickler = type("Pickler", (pickler,), {"dispatch_table": table})
+    pickler(file, PROTOCOL, buffer_callback=callback).dump(obj)
     return file.getvalue()
 
 
@@ -336,6 +351,14 @@ def _plain_table() -> dict[type, Callable[[Any], Any]]:
     """copyreg's table and ours in one dict: a ChainMap costs a Python call for each object."""
     _table_additions()
     return {**copyreg.dispatch_table, **_additions}
+
+
+def _table_without(table: Mapping[type, Any], without: tuple[type, ...]) -> dict[type, Any]:
+    return {
+        kind: reduce
+        for kind, reduce in table.items()
+        if not (isinstance(kind, type) and issubclass(kind, without))
+    }
 
 
 def unreadable(exc: Exception) -> CodecError:
