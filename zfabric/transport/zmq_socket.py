@@ -197,7 +197,7 @@ DIALLING = Profile(
         # Quick at first, then backing off (with jitter, by libzmq) lest a thousand peers storm
         # a broker that restarts.
         zmq.RECONNECT_IVL: 200,
-        zmq.RECONNECT_IVL_MAX: 10_000,
+        zmq.RECONNECT_IVL_MAX: 2_000,
         zmq.CONNECT_TIMEOUT: 5_000,
     },
 )
