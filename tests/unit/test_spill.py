@@ -61,6 +61,18 @@ def test_the_least_recently_used_go_first_and_come_back(
     assert (store.nbytes, store.spilled_nbytes, n_unnamed()) == (0, 0, before)
 
 
+def test_slots_hear_of_values_that_went_to_disk(tmp_path: Path) -> None:
+    told = threading.Event()
+    store = Store(2 * NBYTES, SpillFiles(str(tmp_path)), told.set)
+    shown = value(1)
+    store.put(1, shown)
+    serial, shown.is_shown = shown.serial, True
+    assert store.make_room(2 * NBYTES)
+    assert told.is_set() and store.left() == [1] and store.left() == []
+    assert store.get(1) is shown and shown.serial != serial, "it is in other memory now"
+    store.close()
+
+
 def test_many_threads_may_use_it(tmp_path: Path) -> None:
     store = Store(5 * NBYTES, SpillFiles(str(tmp_path)))
     wrong: list[int] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import mmap
 import os
@@ -39,6 +40,14 @@ PAUSE_AT = 0.8
 
 RETRY_S = 5.0
 """After which a disk that failed is tried again."""
+
+MAPPING_SHARE = 1 / 16
+"""Of the limit: what one slot may keep mapped of values, some of which may have left the store."""
+
+UNLIMITED_MAPPINGS = 2**30
+"""Bytes: the same where there is no limit."""
+
+_serials = itertools.count(1)
 
 
 class _File:
@@ -83,10 +92,11 @@ class Value:
     """One value: its frames' sizes in bytes, and their area as `codec.layout` lays them out.
 
     nbytes: of the area.  fd: the memfd with it, -1 for a small one, which is in memory of its
-    own. The memory lives as long as somebody has a view of it.
+    own. The memory lives as long as somebody has a view of it.  serial: names that memory: it is
+    another one after a stay on disk.  is_shown: whether a slot keeps it mapped, perhaps.
     """
 
-    __slots__ = ("_area", "fd", "lock", "nbytes", "sizes", "spilled")
+    __slots__ = ("_area", "fd", "is_shown", "lock", "nbytes", "serial", "sizes", "spilled")
 
     def __init__(
         self, sizes: Sequence[int], area: memoryview | None, fd: int = -1, nbytes: int = 0
@@ -94,6 +104,8 @@ class Value:
         self.sizes = tuple(sizes)
         self.nbytes = nbytes if area is None else area.nbytes
         self.fd = fd
+        self.serial = next(_serials)
+        self.is_shown = False
         self._area = area
         self.lock = threading.Lock()
         """Held while it moves between memory and disk. Never taken by who has a store's lock."""
@@ -195,6 +207,7 @@ class Value:
     def enter_memory(self, fresh: Value) -> None:
         """Take over the memory of a value that was read from disk."""
         self.fd, fresh.fd = fresh.fd, -1
+        self.serial = fresh.serial
         self._area = fresh._area
         self.spilled = None
 
@@ -212,7 +225,9 @@ class Store:
     """Values by id. Any thread may use it.
 
     limit: bytes of values in memory at most; 0: no limit.  files: where values go before that.
-    on_change: called, in any thread, when `is_full` may have changed or values were lost.
+    on_change: called, in any thread, when `is_full` may have changed, values were lost, or values
+    that slots may keep mapped have left memory.
+    mapping_limit: bytes that one slot may keep mapped.
     nbytes, spilled_nbytes: of values in memory, and on disk.
     trouble: why the disk does not take values, "" when it does.
 
@@ -231,12 +246,14 @@ class Store:
         self._in_memory: OrderedDict[int, Value] = OrderedDict()
         """Those that are not on disk, the least recently used first."""
         self._limit = limit
+        self.mapping_limit = int(MAPPING_SHARE * limit) or UNLIMITED_MAPPINGS
         self._files = files
         self._on_change = on_change
         self._need = threading.Event()
         self._spiller: threading.Thread | None = None
         self._closing = False
         self._lost: list[int] = []
+        self._left: list[int] = []
         self._leftover: deque[Value] = deque()
         """Freed values whose memory and disk is still to be given back."""
         self._retry_at = 0.0
@@ -365,6 +382,13 @@ class Store:
             lost, self._lost = self._lost, []
             return lost
 
+    def left(self) -> list[int]:
+        """Values that went to disk and that slots may still have mapped, since this was last
+        asked."""
+        with self._lock:
+            left, self._left = self._left, []
+            return left
+
     def _look(self) -> None:
         if not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit:
             return
@@ -409,14 +433,21 @@ class Store:
             self._on_change()
             return False
         self.trouble = ""
+        was_shown = False
         with value.lock, self._lock:
-            if self._values.get(id_) is value and value.spilled is None:
+            has_moved = self._values.get(id_) is value and value.spilled is None
+            if has_moved:
                 del self._in_memory[id_]
                 self.nbytes -= value.nbytes
                 self.spilled_nbytes += part.nbytes
                 value.leave_memory(part)
-                return True
-        self._files.free(part)
+                was_shown, value.is_shown = value.is_shown, False
+                if was_shown:
+                    self._left.append(id_)
+        if not has_moved:
+            self._files.free(part)
+        if was_shown:
+            self._on_change()
         return True
 
     def _bring_back(self, id_: int, value: Value) -> None:

@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -258,6 +258,7 @@ class Worker:
     def _look_at_store(self) -> None:
         for id_ in self._store.lost():
             self._machine.value_lost(id_)
+        self._unmap(self._store.left())
         self._machine.set_full(self._store.is_full)
 
     def _run_calls(self) -> None:
@@ -598,6 +599,7 @@ class Worker:
             self._store.put(effect.id, effect.value)
         elif isinstance(effect, FreeValues):
             self._store.free(effect.ids)
+            self._unmap(effect.ids)
         elif isinstance(effect, TakeBack):
             taken = self._slots.links[effect.slot].take_back(effect.most)
             self._machine.taken_back(effect.slot, taken)
@@ -619,6 +621,19 @@ class Worker:
         elif isinstance(effect, StopSlot):
             self._unwatch(effect.slot)
             self._slots.stop(effect.slot)
+
+    def _unmap(self, ids: Sequence[int]) -> None:
+        """Values are no longer in memory here: slots shall not keep them there."""
+        if not ids:
+            return
+        for number, link in list(self._slots.links.items()):
+            try:
+                link.unmap(ids)
+            except SLOT_ERRORS as exc:
+                self._bury(number, monotonic(), exc)
+                continue
+            if link.has_unsent:
+                self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
 
     def _start_slot(self, number: int, now: float) -> None:
         try:
