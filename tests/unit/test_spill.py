@@ -61,6 +61,29 @@ def test_the_least_recently_used_go_first_and_come_back(
     assert (store.nbytes, store.spilled_nbytes, n_unnamed()) == (0, 0, before)
 
 
+def test_whoever_waits_for_memory_hears_of_it_whichever_thread_made_it(tmp_path: Path) -> None:
+    """A put that fills the store while the spiller, which had found it not full, is writing."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(SpillFiles):
+        def write(self, area: Any) -> Any:
+            writing.set()
+            assert go_on.wait(10)
+            return super().write(area)
+
+    changes: list[bool] = []
+    store = Store(10 * NBYTES, Slow(str(tmp_path)), lambda: changes.append(store.is_full))
+    for number in range(7):
+        store.put(number, value(number))
+    assert writing.wait(10)
+    store.put(7, value(7))
+    store.put(8, value(8))
+    assert changes == [True]
+    go_on.set()
+    store.close()
+    assert changes == [True, False]
+
+
 def test_slots_hear_of_values_that_went_to_disk(tmp_path: Path) -> None:
     told = threading.Event()
     store = Store(2 * NBYTES, SpillFiles(str(tmp_path)), told.set)

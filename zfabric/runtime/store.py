@@ -257,6 +257,7 @@ class Store:
         self._leftover: deque[Value] = deque()
         """Freed values whose memory and disk is still to be given back."""
         self._retry_at = 0.0
+        self._told_full = False
         self.nbytes = 0
         self.spilled_nbytes = 0
         self.trouble = ""
@@ -279,13 +280,11 @@ class Store:
         """Hold a value from now on; one that was there under the id goes."""
         if id_ in self._values or self._leftover:
             self.free((id_,))
-        was_full = self.is_full
         with self._lock:
             self._values[id_] = self._in_memory[id_] = value
             self.nbytes += value.nbytes
         self._look()
-        if self.is_full and not was_full:
-            self._on_change()
+        self._tell_full()
 
     def get(self, id_: int) -> Value | None:
         """The value, in memory; None if it is not here."""
@@ -317,7 +316,6 @@ class Store:
 
     def free(self, ids: Iterable[int]) -> None:
         """Forget values; those that are not here do not matter."""
-        was_full = self.is_full
         gone = []
         with self._lock:
             for id_ in ids:
@@ -328,8 +326,17 @@ class Store:
                         self.nbytes -= value.nbytes
         self._leftover.extend(gone)
         self._clean_up()
-        if was_full and not self.is_full:
-            self._on_change()
+        self._tell_full()
+
+    def _tell_full(self) -> None:
+        """Say that `is_full` has changed. What was said last is what counts: if each thread
+        compared with what it saw before its own step, a change between the steps of two would be
+        said by neither, and a worker would pause for ever."""
+        with self._lock:
+            if self.is_full is self._told_full:
+                return
+            self._told_full = not self._told_full
+        self._on_change()
 
     def _clean_up(self) -> None:
         """Let go of freed values, but for those that are just on their way to or from disk."""
@@ -404,11 +411,8 @@ class Store:
             self._need.clear()
             self._clean_up()
             while not self._closing and self.nbytes > SPILL_AT * self._limit:
-                was_full = self.is_full
                 if not self._spill_one():
                     break
-                if was_full and not self.is_full:
-                    self._on_change()
 
     def _spill_one(self) -> bool:
         """Move the value that was used least recently to disk. False: nothing can be moved."""
@@ -430,7 +434,7 @@ class Store:
                 log.warning("values stay in memory, the disk does not take them: %s", exc)
             self.trouble = str(exc)
             self._retry_at = monotonic() + RETRY_S
-            self._on_change()
+            self._tell_full()
             return False
         self.trouble = ""
         was_shown = False
@@ -446,6 +450,7 @@ class Store:
                     self._left.append(id_)
         if not has_moved:
             self._files.free(part)
+        self._tell_full()
         if was_shown:
             self._on_change()
         return True
@@ -480,3 +485,4 @@ class Store:
         if fresh is None:
             self._on_change()
         self._look()
+        self._tell_full()
