@@ -221,7 +221,7 @@ def test_a_session_of_an_earlier_broker(house: House) -> None:
     client = house.peer(1).greet()
     client.session.epoch = EPOCH - 1
     (refusal,) = client.say(m.Release([1]))
-    assert isinstance(refusal, m.Refuse) and refusal.code == "unknown"
+    assert isinstance(refusal, m.Refuse) and refusal.code == "epoch"
 
 
 def test_two_brokers_do_not_refuse_each_other_for_ever(house: House) -> None:

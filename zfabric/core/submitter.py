@@ -282,14 +282,15 @@ class Submitter:
     def inventory(self) -> list[Inventory]:
         """After a restart of the broker: of which tasks we have yet to hear the end.
 
-        Not of those whose Retry is still to leave: an end that is known now is the one before.
+        Not of those whose Retry is still to leave: an end that is known now is the one before. But
+        where that Retry waits for the end of what was cancelled, it waits for just that one.
         What the broker does not know yet it will get behind this.
         """
         waiting = {o.id for o in list(self.outcomes.values()) if o.status == PENDING}
-        waiting |= self._cancelled
         for _, message in self._named:
             if type(message) is Retry:
                 waiting.difference_update(message.ids)
+        waiting |= self._cancelled
         ids = sorted(waiting)
         most = self._settings.batch_rows
         parts = []
