@@ -68,6 +68,12 @@ class Settings:
     """Messages that may be on their way without an ack: below ZeroMQ's high-water mark of 1000,
     which therefore is only a fuse."""
 
+    window_bytes: int = 16 * MiB
+    """The same in bytes. What else is due waits as rows, which refer to what is kept anyway."""
+
+    relay_bytes: int = 64 * MiB
+    """Bytes from one worker's store to another peer that wait at the broker for a link at most."""
+
     beat_s: float = 1.0
     """Seconds between two beats of a peer."""
 
@@ -86,7 +92,8 @@ class Settings:
     tasks are released."""
 
     lease_bytes: int = 64 * MiB
-    """Bytes of results that are kept meanwhile; beyond that the client is given up."""
+    """Bytes of messages that are kept for a peer which does not read; beyond that it is given up.
+    Results are not among them: they wait in the table."""
 
     settle_s: float = 3.0
     """Seconds that a restarted broker waits for the workers it had, before their rows and values

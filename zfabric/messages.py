@@ -161,6 +161,8 @@ class Beat(NamedTuple):
     load: tuple[int, ...] = ()
     """Workers: (rows held, rows running, slots, values held, bytes of them in memory, memory of all
     processes in bytes, bytes of values on disk, limit of those in memory, 1 if that is reached)."""
+    relayed: int = 0
+    """Bytes that Relays have brought in this session, so that more may follow."""
 
 
 class Nack(NamedTuple):

@@ -145,6 +145,8 @@ class BrokerMachine:
         self.routes: dict[Peer, SessionRecord] = {}
         self.dirty: dict[SessionRecord, None] = {}
         """Sessions that may have something to send."""
+        self._full: dict[SessionRecord, None] = {}
+        """Sessions that have to take in some of it before rows follow."""
         self.replies: list[tuple[Peer, list[bytes | memoryview]]] = []
         """To peers without a session; sent once, lost when their link is full."""
         self.counts: Counter[str] = Counter()
@@ -195,7 +197,7 @@ class BrokerMachine:
                 return
             self._heard_on(record, peer)
         try:
-            if not record.session.receive(header, message, now):
+            if not record.session.receive(header, message, now, len(frames[1])):
                 if kind is m.Beat:
                     self._beat(record, message)
                 if record.session.has_unsent:
@@ -280,7 +282,7 @@ class BrokerMachine:
                 self._end(record, "its connection broke and it did not come back", now)
                 continue
             if silent >= settings.suspect_s or record.gone_at is not None:
-                if session.unacked_nbytes() > settings.lease_bytes:
+                if session.nbytes > settings.lease_bytes:
                     self._end(record, "it does not read what is kept for it", now)
                     continue
             if silent >= dead_s:
@@ -325,6 +327,11 @@ class BrokerMachine:
 
     def turn(self) -> None:
         """The end of a turn: what the scheduler has to say goes into the sessions."""
+        if self._full:
+            for record in list(self._full):
+                if not record.session.is_full:
+                    del self._full[record]
+                    self.scheduler.set_full(record.number, False)
         self._post(self.scheduler.flush())
 
     def _post(self, said: Sequence[Outgoing]) -> None:
@@ -332,8 +339,12 @@ class BrokerMachine:
         for number, message in said:
             record = by_number.get(number)
             if record is not None:
-                record.session.post(message)
+                session = record.session
+                session.post(message)
                 self.dirty[record] = None
+                if session.is_full and record not in self._full:
+                    self._full[record] = None
+                    self.scheduler.set_full(number, True)
 
     def admit(self, users: frozenset[str], keys: Sequence[bytes], now: float) -> None:
         """From now on the keys of these users are admitted, and no others: theirs are the only
@@ -428,6 +439,9 @@ class BrokerMachine:
         info["bytes_out"] = self.counts["bytes_out"]
         info["messages_in"] = self.counts["messages_in"]
         info["messages_out"] = self.counts["messages_out"]
+        info["relays_dropped"] = self.counts["relays_dropped"]
+        sessions = self.sessions.values()
+        info["unacked_bytes"] = sum(r.session.nbytes + r.session.lane_nbytes for r in sessions)
         info["errors"] = {k: n for k, n in self.counts.items() if k.startswith("bad:")}
         return info
 
@@ -581,6 +595,7 @@ class BrokerMachine:
         if self.admission is not None and record.user:
             self.admission.ended(record.user)
         self.dirty.pop(record, None)
+        self._full.pop(record, None)
         for peer in record.peers:
             if self.routes.get(peer) is record:
                 del self.routes[peer]
@@ -637,6 +652,9 @@ class BrokerMachine:
         assert isinstance(message, m.Relay)
         target = self.by_number.get(message.peer)
         if target is not None and (target.peer is not None or target.direct):
+            if target.session.lane_nbytes >= self.settings.relay_bytes:
+                self.counts["relays_dropped"] += 1
+                return
             target.session.post(m.Relay(record.number, message.frames))
             self.dirty[target] = None
         elif target is None:
@@ -677,6 +695,8 @@ class BrokerMachine:
         return lambda number: max(0.0, now - self.by_number[number].session.last_heard)
 
     def _answer(self, record: SessionRecord, request: int, answer: Any) -> None:
+        if record.session.nbytes > self.settings.lease_bytes:
+            raise RemoteProtocolError("unread", "it asks, and does not read the answers")
         record.session.post(m.Answer(request, packb(answer)))
         self.dirty[record] = None
 

@@ -213,7 +213,7 @@ def _check_turn(scheduler: Scheduler) -> None:
         if says and worker not in scheduler.table.dirty_workers:
             raise InternalError(f"what worker {worker.name} is to hear would never be said")
     for client in scheduler.clients.values():
-        tells = bool(client.ids) and not client.held_back
+        tells = bool(client.ids) and not (client.held_back or client.is_full)
         if tells and client not in scheduler.table.dirty_clients:
             raise InternalError(f"what client {client.name} is to hear would never be said")
     for key in scheduler.table.strikes:

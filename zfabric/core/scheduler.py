@@ -407,10 +407,13 @@ class Scheduler:
                 to_worker(worker, said, self.settings)
             self.table.dirty_workers.clear()
         if self.table.dirty_clients:
+            more: dict[ClientRecord, None] = {}
             for client in self.table.dirty_clients:
-                if not client.held_back:
+                if not (client.held_back or client.is_full):
                     to_client(client, said, self.settings)
-            self.table.dirty_clients.clear()
+                    if client.ids:
+                        more[client] = None
+            self.table.dirty_clients = more
         self.table.said = []
         return said
 
@@ -433,6 +436,20 @@ class Scheduler:
         if worker is not None and worker.suspect is not suspect:
             worker.suspect = suspect
             self.table.must_place = True
+
+    def set_full(self, number: int, is_full: bool) -> None:
+        """A peer has yet to take in what was said to it, or has done so: a worker gets no new rows
+        meanwhile, and what a client is to hear waits."""
+        worker = self.workers.get(number)
+        if worker is not None:
+            worker.is_full = is_full
+            self.table.must_place = True
+            return
+        client = self.clients.get(number)
+        if client is not None:
+            client.is_full = is_full
+            if client.ids and not is_full:
+                self.table.dirty_clients[client] = None
 
     def info(self) -> dict[str, Any]:
         """Figures for people: plain values only."""

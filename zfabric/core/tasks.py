@@ -129,6 +129,7 @@ class ClientRecord:
         "functions",
         "held_back",
         "ids",
+        "is_full",
         "name",
         "number",
         "payloads",
@@ -146,3 +147,6 @@ class ClientRecord:
         self.payloads: list[bytes] = []
         self.held_back = False
         """Nothing goes out to it until it has said what it waits for."""
+        self.is_full = False
+        """Nor until it has taken in what is on its way: meanwhile rows refer to values that the
+        table holds anyway."""

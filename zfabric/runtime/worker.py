@@ -400,7 +400,7 @@ class Worker:
                 header, message = wire.decode(frames)
                 if header.token != self._session.token:
                     continue
-                if self._session.receive(header, message, now):
+                if self._session.receive(header, message, now, len(frames[1])):
                     self.on_message(header, message, now)
             except RemoteProtocolError as exc:
                 # It would be sent again for ever: the sequence cannot go on without it.

@@ -164,7 +164,7 @@ class SimClient(Node):
         while True:
             frames = session.next_frames()
             if frames is None:
-                if not self.welcomed or session.n_unacked >= self.settings.window:
+                if not self.welcomed or session.is_full:
                     return True
                 message = self.submitter.next_message()
                 if message is None:
@@ -184,7 +184,7 @@ class SimClient(Node):
                 continue
             header, message = wire.decode(frames)
             if header.token == self.session.token:
-                if self.session.receive(header, message, now):
+                if self.session.receive(header, message, now, len(frames[1])):
                     self._take(header, message)
                 self._heard_from = now
 

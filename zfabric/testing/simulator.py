@@ -180,6 +180,7 @@ class Simulation:
         self.settings = Settings.load(
             {},
             window=rng.choice([2, 8, 256]),
+            window_bytes=(64, 2000, 1 << 24)[seed % 3],
             batch_rows=rng.choice([3, 4096]),
             max_rows=rng.choice([2, 4096]),
             suspect_s=3.0,
