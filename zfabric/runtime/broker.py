@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 DRAIN = 512
 """Messages taken in per turn at most, so that no flood keeps answers from leaving."""
 
+DRAIN_BYTES = 4 * 1024 * 1024
+"""Bytes taken in per turn, about: of relays for instance, which keep nobody waiting for long."""
+
 RETRY_FULL_S = 0.005
 """When to try a peer again whose link was full."""
 
@@ -156,6 +159,8 @@ class BrokerLoop:
                 n_messages += 1
                 n_bytes += sum(map(len, frames))
                 receive(peer, frames, now)
+                if n_bytes > DRAIN_BYTES:
+                    break
             else:
                 self.machine.gone(peer, now)
         self._drain = DRAIN if n_messages != 1 else 1
