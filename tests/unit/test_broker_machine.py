@@ -11,6 +11,7 @@ from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import Settings
 from zfabric.core import broker as broker_module
+from zfabric.core import greeting
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.session import Session
 from zfabric.ids import task_id
@@ -200,7 +201,7 @@ def test_a_worker_without_slots_or_a_session_without_token(house: House) -> None
 
 
 def test_a_broker_that_ran_out_of_numbers(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "MAX_SESSION", 1)
+    monkeypatch.setattr(greeting, "MAX_SESSION", 1)
     house.peer(1).greet()
     late = house.peer(2)
     (refusal,) = late.say(late.hello)

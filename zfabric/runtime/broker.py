@@ -22,8 +22,9 @@ from typing import Any
 from zfabric import __version__
 from zfabric.config import Settings
 from zfabric.core.admission import Admission
-from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry, JournalDamaged
+from zfabric.core.session_record import SessionRecord
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
 from zfabric.ids import MAX_SESSION
 from zfabric.messages import WORKER

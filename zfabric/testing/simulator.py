@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from zfabric.config import Settings
 from zfabric.core import invariants, placer
-from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
+from zfabric.core.session_record import SessionRecord
 from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
 from zfabric.ids import MAX_SESSION
