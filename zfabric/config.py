@@ -74,6 +74,16 @@ class Settings:
     relay_bytes: int = 64 * MiB
     """Bytes from one worker's store to another peer that wait at the broker for a link at most."""
 
+    session_bytes: int = 4096 * MiB
+    """Bytes that one session's tasks, with their arguments and small values, take at the broker at
+    most. Rows beyond that end as QuotaExceeded."""
+
+    key_bytes: int = 0
+    """The same for all sessions of one key together; 0: no limit beyond the next one."""
+
+    broker_bytes: int = 0
+    """The same for all sessions together; 0: six tenths of what the host or the container has."""
+
     beat_s: float = 1.0
     """Seconds between two beats of a peer."""
 
@@ -152,7 +162,7 @@ class Settings:
             if isinstance(f.default, str):
                 continue
             number = not isinstance(value, bool) and isinstance(value, (int, float))
-            if f.name == "memory_limit" and value == 0:
+            if f.name in ("memory_limit", "key_bytes", "broker_bytes") and value == 0:
                 continue
             if not number or not 0 < value < math.inf:
                 raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")

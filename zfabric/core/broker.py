@@ -396,7 +396,7 @@ class BrokerMachine:
         ):
             self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
-        record = self._add(hello, session, now)
+        record = self._add(hello, session, now, user)
         former = self.routes.get(peer)
         if former is not None:  # one session per connection: its peer has given that one up
             self.gone(peer, now)
@@ -415,7 +415,13 @@ class BrokerMachine:
         self._heard_on(record, peer)
         self._welcome(record)
 
-    def _add(self, hello: m.Hello, session: Session | DirectSession, now: float) -> SessionRecord:
+    def _add(
+        self,
+        hello: m.Hello,
+        session: Session | DirectSession,
+        now: float,
+        user: str = "",
+    ) -> SessionRecord:
         number = self._next_number
         self._next_number += 1
         name = self._unique(hello.name or f"{hello.host}-{hello.pid}")
@@ -426,7 +432,7 @@ class BrokerMachine:
             self.scheduler.worker_joined(worker_record(number, name, hello, now), now)
             self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
-            self.scheduler.client_joined(number, name, hello.depth)
+            self.scheduler.client_joined(number, name, hello.depth, user)
             self.log.append((logging.INFO, f"client {name} joined"))
         return record
 

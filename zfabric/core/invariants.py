@@ -55,6 +55,22 @@ def check(scheduler: Scheduler) -> None:
             raise InternalError(f"worker {worker.name} is filed under {number}")
         _check_worker(scheduler, worker)
     _check_turn(scheduler)
+    _check_bytes(scheduler)
+
+
+def _check_bytes(scheduler: Scheduler) -> None:
+    """What is counted for each client that is here is what there is of it."""
+    found = dict.fromkeys(scheduler.clients.values(), 0)
+    for task in scheduler.tasks.values():
+        if task.owner in found:
+            found[task.owner] += task.own_nbytes
+    for client, nbytes in found.items():
+        if client.task_nbytes != nbytes:
+            text = f"{client.task_nbytes} bytes are counted of client {client.name}, not {nbytes}"
+            raise InternalError(text)
+        # Queues may hold on to tasks that are gone, and these to their functions.
+        if client.blob_nbytes < sum(len(fn.blob) for fn in client.functions.values()):
+            raise InternalError(f"some functions of client {client.name} are not counted")
 
 
 def _explained(scheduler: Scheduler, task: TaskRecord) -> bool:

@@ -237,7 +237,7 @@ class Submitter:
                 room -= 9 * len(row_deps)
             if row_options is not None:
                 options.append((row, row_options))
-                room -= _nbytes(row_options)
+                room -= row_options.nbytes
             row += 1
             if room <= 0 or len(functions) >= MAX_FUNCTIONS:
                 break
@@ -433,9 +433,3 @@ class Submitter:
             outcome.payload = payload
             outcome.status = status
         self.n_settled += len(outcomes)
-
-
-def _nbytes(options: TaskOptions) -> int:
-    """About what options take in a frame: texts can be long, and four bytes a character."""
-    names = [*options.workers, *options.resources, *options.retry_on, options.key]
-    return 64 + 4 * sum(map(len, names)) + 8 * len(names) + 9 * len(options.resources)

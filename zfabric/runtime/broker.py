@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,6 +31,7 @@ from zfabric.ids import MAX_SESSION
 from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
+from zfabric.runtime.host_memory import usual_limit
 from zfabric.runtime.journal import RETRY_S, Journal, JournalFailed
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.recording import RecordedMachine, Recorder
@@ -331,6 +333,8 @@ def new_machine(
 ) -> BrokerMachine:
     """A broker that has just begun, or goes on with a journal. Raises JournalDamaged."""
     epoch = int.from_bytes(os.urandom(4), "little") or 1
+    if not settings.broker_bytes:
+        settings = replace(settings, broker_bytes=usual_limit())
     arguments: dict[str, Any] = {
         "epoch": epoch,
         "first_number": 1 + epoch % (MAX_SESSION // 2),

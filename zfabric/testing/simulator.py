@@ -182,6 +182,7 @@ class Simulation:
             {},
             window=rng.choice([2, 8, 256]),
             window_bytes=(64, 2000, 1 << 24)[seed % 3],
+            session_bytes=20_000 if seed % 7 == 3 else 1 << 40,
             batch_rows=rng.choice([3, 4096]),
             max_rows=rng.choice([2, 4096]),
             suspect_s=3.0,
