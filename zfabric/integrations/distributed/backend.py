@@ -8,12 +8,16 @@ from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.registry import Backend, backends
 from distributed.utils import ensure_ip, get_ip
 
+from zfabric.integrations.distributed.allocator import reuse_chunks
 from zfabric.integrations.distributed.connector import ZmqConnector
 from zfabric.integrations.distributed.listener import ZmqListener
 
 
 class ZmqBackend(Backend):
     """Comms over zfabric's transport."""
+
+    def __init__(self) -> None:
+        reuse_chunks()
 
     def get_connector(self) -> ZmqConnector:
         """For connecting to addresses."""
