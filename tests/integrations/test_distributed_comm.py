@@ -19,6 +19,7 @@ import pytest
 
 distributed = pytest.importorskip("distributed")
 np = pytest.importorskip("numpy")
+dask = pytest.importorskip("dask")
 
 from distributed.comm import CommClosedError, connect, listen, parse_address  # noqa: E402
 from distributed.comm.addressing import (  # noqa: E402
@@ -389,6 +390,7 @@ async def test_who_does_not_read_holds_up_its_writer_alone() -> None:
 async def test_the_sampler_compresses_between_hosts(monkeypatch) -> None:
     a, b = await comm_pair()
     monkeypatch.setattr(type(a), "same_host", property(lambda self: False))
+    monkeypatch.setattr(b._link, "fetched", False)
     monkeypatch.setattr(b._link.flow, "rate", 1e8)
     sizes = []
     arrived = a._link.arrived
@@ -460,3 +462,49 @@ async def test_a_stranger_at_the_port_disturbs_nobody() -> None:
         await a.write(1)
         assert await b.read() == 1
         await close(a, b)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@run
+async def test_neighbours_fetch_large_frames_from_memory_unless_told_not_to(memory) -> None:
+    with dask.config.set({"distributed.comm.zmq.memory": memory}):
+        a, b = await comm_pair()
+        x = np.arange(5_000_000)  # several chunks, more than one piece
+        for writer, reader in ((a, b), (b, a), (a, b)):
+            await writer.write({"x": to_serialize(x), "n": 1})
+            got = await reader.read()
+            assert (got["x"] == x).all() and got["x"].flags.writeable and got["n"] == 1
+        assert a._link.fetched is b._link.fetched is memory
+        assert not a._link._held
+        await close(a, b)
+
+
+@run
+async def test_who_aborts_after_writing_delivers_what_was_meant_or_nothing() -> None:
+    a, b = await comm_pair()
+    await a.write(1)
+    assert await b.read() == 1
+    await b.write(2)
+    assert await a.read() == 2  # by now each knows whether it can read the other
+    x = np.full(2_000_000, 7)
+    await a.write({"x": to_serialize(x)})
+    a.abort()
+    x[:] = 0
+    try:
+        assert (await b.read())["x"].min() == 7
+    except CommClosedError:
+        assert b.closed()
+    await close(b)
+
+
+@run
+async def test_a_message_larger_than_all_credit_arrives() -> None:
+    a, b = await comm_pair()
+    x = np.arange(WINDOW // 4)
+    for fetched in (a._link.fetched, False):
+        a._link.fetched = fetched
+        write = asyncio.ensure_future(a.write({"x": to_serialize(x)}))
+        assert ((await b.read())["x"] == x).all()
+        await write
+    assert a._link.flow.credit > 0
+    await close(a, b)

@@ -11,9 +11,11 @@ pytest.importorskip("distributed")
 np = pytest.importorskip("numpy")
 
 from zfabric.codec import compress  # noqa: E402
-from zfabric.integrations.distributed import framing  # noqa: E402
-from zfabric.integrations.distributed.flow import GIVE_BACK, LEAST, WINDOW, Flow  # noqa: E402
+from zfabric.integrations.distributed import framing, memory  # noqa: E402
+from zfabric.integrations.distributed.flow import GIVE_BACK, LEAST, WINDOW, Flow, weight  # noqa: E402
 from zfabric.integrations.distributed.framing import Assembly  # noqa: E402
+from zfabric.integrations.distributed.memory import Cell, Neighbour  # noqa: E402
+from zfabric.integrations.distributed.small import is_small  # noqa: E402
 
 
 def host_array(nbytes: int) -> memoryview:
@@ -106,7 +108,7 @@ def test_credit_comes_back_before_it_runs_out_for_good() -> None:
     for size in (1, 70_000, framing.CHUNK) * 400:
         assert ours.credit > 0
         ours.spend(size, 0.0)
-        back = theirs.eat(size)
+        back = theirs.eat(weight(size))
         if back:
             ours.refund(back, 1.0)
     assert WINDOW - GIVE_BACK - framing.CHUNK < ours.credit <= WINDOW
@@ -134,3 +136,78 @@ def test_the_rate_is_that_of_the_link_while_it_was_busy() -> None:
     flow.spend(GIVE_BACK, 20.0)  # nine idle seconds do not count
     flow.refund(GIVE_BACK, 21.0)
     assert flow.rate == pytest.approx(GIVE_BACK)
+
+
+def test_a_part_is_put_where_it_belongs() -> None:
+    frames = [b"msgpack", memoryview(bytes(range(256)) * 2000), b"end"]
+    head, *rest = framing.split(frames, fetched=True)
+    kinds = [message[0] for message in rest]
+    assert kinds == [framing.RAW, framing.MEMORY, framing.RAW]
+    assembly = Assembly(head[0], host_array)
+    neighbour = Neighbour(Cell().offer)
+    for tag, *parts in rest:
+        if tag == framing.MEMORY:
+            address, nbytes = framing.SPAN.unpack(parts[0])
+            neighbour.fetch(address, assembly.room(nbytes))
+        else:
+            assembly.add(parts[0])
+    assert [bytes(frame) for frame in assembly.frames] == [bytes(frame) for frame in frames]
+
+
+def test_a_part_larger_than_its_frame_is_refused() -> None:
+    assembly = Assembly(framing.head_of([memoryview(bytes(10)), bytes(10)]), host_array)
+    with pytest.raises(ValueError):
+        assembly.room(11)
+    assembly.room(10)
+    assembly.room(10)
+    with pytest.raises(ValueError):
+        assembly.room(1)
+
+
+def test_who_wiped_its_cell_is_not_believed() -> None:
+    cell = Cell()
+    neighbour = Neighbour(cell.offer)
+    data = memoryview(bytearray(b"x" * 100))
+    place = memoryview(bytearray(100))
+    neighbour.fetch(memory.address_of(data), place)
+    assert place == data
+    cell.wipe()
+    with pytest.raises(OSError, match="has dropped what it offered"):
+        neighbour.fetch(memory.address_of(data), place)
+    Neighbour(Cell().offer)
+
+
+def test_a_process_whose_memory_proves_unreadable_gets_chunks_from_then_on(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_mute", set())
+    cell = Cell()
+    with pytest.raises(OSError):
+        Neighbour(cell.offer).fetch(4096, memoryview(bytearray(100)))  # nothing is mapped there
+    with pytest.raises(OSError):
+        Neighbour(cell.offer)
+
+
+@pytest.mark.parametrize("offer", [b"", b"-", bytes(32), b"\xff" * 32])
+def test_an_offer_that_cannot_be_read_is_refused(offer) -> None:
+    with pytest.raises(OSError):
+        Neighbour(offer)
+
+
+def test_a_cell_of_another_word_is_refused() -> None:
+    with pytest.raises(OSError):
+        Neighbour(Cell().offer[:-16] + bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("message", "small"),
+    [
+        ({"op": "ping", "n": [1, 2.0, None, True, ("x", b"y", {})]}, True),
+        ([{"op": "x"}] * 600, True),
+        ([{"op": "x"}] * 700, False),
+        ({"x": bytes(2_000_000)}, False),
+        ({"x": object()}, False),
+        ({1, 2}, False),
+    ],
+    ids=range(6),
+)
+def test_only_a_few_plain_things_are_small(message, small) -> None:
+    assert is_small(message) is small

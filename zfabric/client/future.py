@@ -12,7 +12,6 @@ from zfabric.core.submitter import LOADED, PENDING, Outcome
 from zfabric.messages import (
     CANCELLED,
     ERROR,
-    FULL,
     KILLED,
     LATE,
     LOST,
@@ -40,11 +39,10 @@ STATUS_NAMES = {
     LATE: "error",
     OVERSIZE: "error",
     UNKNOWN: "error",
-    FULL: "error",
 }
 
 FINISHED = frozenset({VALUE, STORED, LOADED})
-FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT, LATE, OVERSIZE, UNKNOWN, FULL})
+FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT, LATE, OVERSIZE, UNKNOWN})
 
 
 class Future(Reference):

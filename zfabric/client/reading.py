@@ -15,7 +15,6 @@ from zfabric.errors import (
     KilledTask,
     MemoryExceeded,
     NoWorkerFits,
-    QuotaExceeded,
     ResultTimeout,
     TaskCancelled,
     TaskLost,
@@ -26,7 +25,6 @@ from zfabric.ids import counter_of
 from zfabric.messages import (
     CANCELLED,
     ERROR,
-    FULL,
     KILLED,
     LATE,
     LOST,
@@ -116,7 +114,6 @@ _KINDS = {
     LATE: TaskTimeout,
     OVERSIZE: MemoryExceeded,
     UNKNOWN: UnknownOutcome,
-    FULL: QuotaExceeded,
 }
 
 

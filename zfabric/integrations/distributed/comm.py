@@ -14,11 +14,12 @@ from dask.utils import parse_timedelta
 from distributed.comm.addressing import unparse_host_port
 from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.utils import from_frames, to_frames
-from distributed.protocol.utils import host_array
+from distributed.protocol import dumps, loads
 
 from zfabric.codec import compress, sampler
-from zfabric.integrations.distributed.framing import flat, split
+from zfabric.integrations.distributed.framing import INLINE, flat, split
 from zfabric.integrations.distributed.link import Link, LinkEnded
+from zfabric.integrations.distributed.small import is_small
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ PREFIX = "zmq://"
 
 COMPRESSION = "distributed.comm.zmq.compression"
 """Config: False sends everything as it is; else zfabric's sampler decides for each large frame."""
+
+MEMORY = "distributed.comm.zmq.memory"
+"""Config: False sends large frames by ZeroMQ also where the peer could fetch them from memory."""
 
 
 class ZmqComm(Comm):
@@ -62,7 +66,7 @@ class ZmqComm(Comm):
     async def read(self, deserializers: Any = None) -> Any:
         """The next message. Raises CommClosedError when the peer closed, died or was cut off."""
         try:
-            frames = await self._link.read(host_array)
+            frames = await self._link.read()
         except LinkEnded as exc:
             self.abort()
             raise CommClosedError(f"in {self!r}: {exc}") from None
@@ -71,6 +75,8 @@ class ZmqComm(Comm):
             self.abort()
             raise
         try:
+            if self.deserialize and sum(map(len, frames)) <= INLINE:
+                return loads(frames, deserialize=True, deserializers=deserializers)
             return await from_frames(
                 frames,
                 deserialize=self.deserialize,
@@ -85,28 +91,32 @@ class ZmqComm(Comm):
         """Send a message; waits while the peer is too far behind. Bytes of its frames."""
         if self.closed():
             raise CommClosedError(f"in {self!r}: {self._link.ended}")
-        frames = await to_frames(
-            msg,
-            allow_offload=self.allow_offload,
-            serializers=serializers,
-            on_error=on_error,
-            context={
+        options = {
+            "serializers": serializers,
+            "on_error": on_error,
+            "context": {
                 "sender": self.local_info,
                 "recipient": self.remote_info,
                 **self.handshake_options,
             },
             # Chunks are cut below; cutting here would only cost the other end a copy.
-            frame_split_size=sys.maxsize,
-        )
+            "frame_split_size": sys.maxsize,
+        }
+        if is_small(msg):
+            frames = dumps(msg, **options)
+        else:
+            frames = await to_frames(msg, allow_offload=self.allow_offload, **options)
         frames = [flat(frame) for frame in frames]
+        nbytes = sum(map(len, frames))
+        packer = None if nbytes <= INLINE else self._compressor()
         try:
-            await self._link.write(split(frames, self._compressor()))
+            await self._link.write(split(frames, packer, self._link.fetched))
         except LinkEnded as exc:
             raise CommClosedError(f"in {self!r}: {exc}") from None
         except BaseException:
             self.abort()
             raise
-        return sum(map(len, frames))
+        return nbytes
 
     async def close(self) -> None:
         """Let what was written leave, then close; the peer hears of it at once."""

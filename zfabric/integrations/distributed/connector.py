@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
+import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import Comm, Connector
 
 from zfabric.errors import TransportError
 from zfabric.integrations.distributed.addresses import numeric, refuse_encryption
-from zfabric.integrations.distributed.comm import PREFIX, ZmqComm, address_of
+from zfabric.integrations.distributed.comm import MEMORY, PREFIX, ZmqComm, address_of
 from zfabric.integrations.distributed.framing import CHUNK, HELLO
 from zfabric.integrations.distributed.link import Link
 from zfabric.integrations.distributed.wire import Wire
 from zfabric.transport import registry
 from zfabric.transport.contract import LARGE
 
-VERSION = 1
+VERSION = 2
 """Of what links say to one another; a listener refuses others."""
 
 DIAL_S = 2.0
@@ -68,7 +68,8 @@ class _Dialled:
 
     def _dial(self) -> None:
         """The first word, once there is a connection to say it on."""
-        if self.channel.send((HELLO, b"%d" % VERSION, b"%d" % os.getpid())):
+        offer = self.link.offer() if dask.config.get(MEMORY, True) else b"-"
+        if self.channel.send((HELLO, b"%d" % VERSION, offer)):
             self.up.set_result(None)
             self.wire.sent()
 

@@ -21,6 +21,11 @@ GIVE_BACK = WINDOW // 4
 """Bytes that were read before the sender is told: seldom, and well before it runs dry."""
 
 
+def weight(nbytes: int) -> int:
+    """What a message of so many bytes costs."""
+    return nbytes if nbytes > LEAST else LEAST
+
+
 class Flow:
     """The credit of one end. `rate` is the link's measured speed, bytes/s, None at first."""
 
@@ -36,7 +41,7 @@ class Flow:
         """A message left. Allowed while `credit` is above 0."""
         if self._busy_since is None:
             self._busy_since = now
-        self.credit -= nbytes if nbytes > LEAST else LEAST
+        self.credit -= weight(nbytes)
 
     def refund(self, nbytes: int, now: float) -> None:
         """The other end has read that many. Raises ValueError if it never got them."""
@@ -52,8 +57,8 @@ class Flow:
         self._busy_since = None if self.credit == WINDOW else now
 
     def eat(self, nbytes: int) -> int:
-        """A message was read. What to give back to the sender now, 0 if it can wait."""
-        self.eaten += nbytes if nbytes > LEAST else LEAST
+        """Messages were read that spent so much. What to give back now, 0 if it can wait."""
+        self.eaten += nbytes
         if self.eaten < GIVE_BACK:
             return 0
         eaten, self.eaten = self.eaten, 0

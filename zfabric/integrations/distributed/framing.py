@@ -8,6 +8,7 @@ A large one has no bytes behind its lengths; they follow as chunks, in order, as
 
     "C", bytes                                   as they are
     "Z", header of zfabric.codec, bytes          compressed by blosc
+    "M", address: u64, number of bytes: u64      to be fetched from the sender's memory
 
 The receiver lands them in memory of its own, writable, since arrays are built on top of it. Each
 frame gets its own, so that an array that is kept does not keep its neighbours; only the frames at
@@ -25,9 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pickle import PickleBuffer
 from typing import Any
 
-import numpy
-
 from zfabric.codec.compress import Compressed, decompress_into, parse_header
+from zfabric.integrations.distributed.memory import address_of
 from zfabric.transport.contract import LARGE
 
 CHUNK = 512 * 1024
@@ -38,7 +38,18 @@ with 0.5 MiB, 1.1 s with 2 MiB, 1.2 s with one frame per array; 64 KiB cost 2.0 
 INLINE = 256 * 1024
 """Bytes up to which a message is joined and sent as one: below, a copy costs less than a frame."""
 
-DATA, RAW, PACKED, HELLO, CREDIT, CLOSE = b"D", b"C", b"Z", b"H", b"W", b"X"
+PIECE = 32 * 1024 * 1024
+"""Bytes that are fetched from a neighbour's memory at once: some 6 ms in which the event loop
+waits. Each piece wants the GIL back once, which takes 5 ms where a task holds it."""
+
+DATA, RAW, PACKED, MEMORY = b"D", b"C", b"Z", b"M"
+"""First letters of what carries data, and spends credit."""
+
+HELLO, CREDIT, CLOSE, NEIGHBOUR, FETCHED = b"H", b"W", b"X", b"N", b"F"
+"""First letters of the words between two links."""
+
+SPAN = struct.Struct("<QQ")
+"""Address and number of bytes, of "M"."""
 
 _HEAD = struct.Struct("<4sI")
 _SAME = 1 << 63
@@ -74,11 +85,14 @@ def head_of(frames: Sequence[Any]) -> bytes:
 def split(
     frames: Sequence[Any],
     compress: Callable[[Any], Compressed | None] | None = None,
+    fetched: bool = False,
 ) -> Messages:
     """The transport messages of one message, made one by one as they are asked for.
 
     frames: flat; those that are not `bytes` must not change until they are sent.
     compress: for each chunk: compressed, or None if it should go as it is.
+    fetched: the receiver can read our memory. Such a message has a last item that is not to be
+        sent: the memory that must stay until the receiver has fetched it.
     """
     head = head_of(frames)
     if sum(map(len, frames)) <= INLINE:
@@ -103,6 +117,12 @@ def split(
             gathered = nbytes
             continue
         view = memoryview(frame).toreadonly()
+        if fetched:
+            base = address_of(view)
+            for start in range(0, nbytes, PIECE):
+                part = view[start : start + PIECE]
+                yield MEMORY, SPAN.pack(base + start, len(part)), part
+            continue
         for start in range(0, nbytes, CHUNK):
             part = view[start : start + CHUNK]
             packed = None if compress is None else compress(part)
@@ -112,6 +132,29 @@ def split(
                 yield PACKED, packed.header, packed.data
     if small:
         yield RAW, b"".join(small)
+
+
+def small(head: Any) -> list[memoryview] | None:
+    """The frames of a message that is all in its head and all of which share memory.
+
+    None: it is another sort of message, or makes no sense; `Assembly` knows.
+    """
+    nframes = _nframes(head)
+    start = _HEAD.size + 8 * nframes
+    if len(head) == start or nframes > 16:
+        return None
+    _, *rest = fields = struct.unpack_from(f"<{nframes}Q", head, _HEAD.size)
+    for field in rest:
+        if not field & _SAME:
+            return None
+    place = memoryview(bytearray(memoryview(head)[start:]))
+    frames = []
+    start = 0
+    for field in fields:
+        end = start + (field & ~_SAME)
+        frames.append(place[start:end])
+        start = end
+    return frames if start == len(place) else None
 
 
 class Assembly:
@@ -165,15 +208,19 @@ class Assembly:
 
     def add_packed(self, header: Any, data: Any) -> None:
         """A compressed chunk that follows. Raises CodecError or ValueError if it does not fit."""
-        if not self.missing:
-            raise ValueError("a compressed chunk where nothing is missing")
-        place = self._open()
-        nbytes = parse_header(header).raw_nbytes
-        if not 0 < nbytes <= self._room():
-            raise ValueError(f"a compressed chunk of {nbytes} bytes where {self._room()} fit")
-        decompress_into(header, data, place[self._filled : self._filled + nbytes])
+        decompress_into(header, data, self.room(parse_header(header).raw_nbytes))
+
+    def room(self, nbytes: int) -> memoryview:
+        """Where the next bytes belong; the caller puts them there before anything else is added.
+
+        Raises ValueError if they do not fit in one frame.
+        """
+        if not self.missing or not 0 < nbytes <= self._room():
+            raise ValueError(f"a part of {nbytes} bytes does not fit in where it belongs")
+        place = self._open()[self._filled : self._filled + nbytes]
         self.missing -= nbytes
         self._step(nbytes)
+        return place
 
     def _open(self) -> memoryview:
         if self._place is None:
@@ -213,8 +260,7 @@ def writable(chunk: Any) -> memoryview:
     view = memoryview(chunk)
     if not view.readonly:
         return view
-    address = numpy.frombuffer(view, numpy.uint8).__array_interface__["data"][0]
-    place = (ctypes.c_ubyte * len(view)).from_address(address)
+    place = (ctypes.c_ubyte * len(view)).from_address(address_of(view))
     place.owner = chunk  # type: ignore[attr-defined]  # it lives as long as the memory is used
     return memoryview(place).cast("B")
 

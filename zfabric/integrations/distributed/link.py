@@ -1,5 +1,9 @@
 """One comm's end of the wire: what waits to leave, what came, and whether it still stands.
 
+What comes is put in its place as it comes, while it is in the caches, also when nobody reads yet:
+credit bounds that. So a reader is woken once per message, and a message that was handed over whole
+before its sender closed is here, even if parts of it lay in the sender's memory.
+
 A link lives in one event loop. Below it is a `send` that takes one transport message or says that
 it cannot now, and somebody who calls `arrived`, `lost` and `flush`. A dialled link has a socket of
 its own; those that a listener accepted share one.
@@ -15,18 +19,29 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
+from distributed.protocol.utils import host_array
+
 from zfabric.errors import CodecError, TransportError
-from zfabric.integrations.distributed.flow import Flow
+from zfabric.integrations.distributed.flow import Flow, weight
 from zfabric.integrations.distributed.framing import (
     CLOSE,
     CREDIT,
     DATA,
+    FETCHED,
+    MEMORY,
+    NEIGHBOUR,
     PACKED,
     RAW,
+    SPAN,
     Assembly,
+    small,
 )
+from zfabric.integrations.distributed.memory import Cell, Neighbour
 
 _U64 = struct.Struct("<Q")
+
+_REPORT = 1024 * 1024
+"""Bytes of a fetched piece of which the peer hears at once; smaller ones with their message."""
 
 
 class LinkEnded(Exception):
@@ -53,11 +68,20 @@ class Link:
         self._send = send
         self._dispose = dispose
         self._disposed = False
-        self._inbox: deque[Sequence[Any]] = deque()
+        self.fetched = False
+        """The peer can read our memory, so large frames need not travel."""
+        self._inbox: deque[tuple[list[memoryview], int]] = deque()  # messages, and what they spent
+        self._assembly: Assembly | None = None  # the message that is on its way in
+        self._uneaten = 0  # what it spent so far that was not given back
+        self._neighbour: Neighbour | None = None
+        self._unreported = 0  # pieces fetched of which the peer was not told
+        self._cell: Cell | None = None
+        self._held: deque[Any] = deque()  # pieces of our memory that the peer has yet to fetch
         self._outbox: deque[Iterator[Sequence[Any]]] = deque()
         self._next: Sequence[Any] | None = None  # taken from the outbox, refused by the socket
         self._reader: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
+        self._closers: list[asyncio.Future[None]] = []
 
     # --- out ----------------------------------------------------------------------------------
 
@@ -84,7 +108,14 @@ class Link:
                     if message is None:
                         outbox.popleft()
                         continue
-                if not self._send(message):
+                if message[0] is MEMORY:
+                    *words, piece = message
+                    taken = self._send(words)
+                    if taken:
+                        self._held.append(piece)
+                else:
+                    taken = self._send(message)
+                if not taken:
                     self._next = message
                     return
                 self._next = None
@@ -93,7 +124,7 @@ class Link:
             self.end(str(exc))
             return
         if not outbox and self._writers:
-            self._wake_writers()
+            self._wake(self._writers)
 
     def say(self, *message: bytes) -> None:
         """Send a word that needs no credit, ahead of everything; dropped if that is impossible."""
@@ -104,59 +135,120 @@ class Link:
 
     # --- in -----------------------------------------------------------------------------------
 
-    async def read(self, host_array: Callable[[int], memoryview]) -> list[memoryview]:
+    async def read(self) -> list[memoryview]:
         """The next message's frames, writable. Raises LinkEnded."""
-        try:
-            (head,) = await self._take()
-            assembly = Assembly(head, host_array)
-            while assembly.missing:
-                tag, *rest = await self._take()
-                if tag == RAW:
-                    assembly.add(*rest)
-                elif tag == PACKED:
-                    assembly.add_packed(*rest)
-                else:
-                    raise ValueError("a new message before the last one was complete")
-        except (ValueError, TypeError, CodecError) as exc:
-            self.abort(f"the peer sent what makes no sense: {exc}")
-            raise LinkEnded(self.ended) from exc
-        return assembly.frames
-
-    async def _take(self) -> Sequence[Any]:
         while not self._inbox:
             if self.ended is not None:
                 raise LinkEnded(self.ended)
+            # What follows of a message that somebody waits for is given back as it comes, or one
+            # that is larger than all credit would never be complete.
+            spent, self._uneaten = self._uneaten, 0
+            self._give_back(spent)
             self._reader = self.loop.create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-        message = self._inbox.popleft()
-        back = self.flow.eat(len(message[-1]))
+        frames, spent = self._inbox.popleft()
+        self._give_back(spent)
+        return frames
+
+    def _give_back(self, spent: int) -> None:
+        back = self.flow.eat(spent) if spent else 0
         if back and self.ended is None:
             self.say(CREDIT, _U64.pack(back))
-        return message
 
     def arrived(self, message: Sequence[Any]) -> None:
         """The transport brought a message."""
         if self.ended is not None:
             return
         tag = message[0]
-        if tag[:1] == DATA or tag == RAW or tag == PACKED:
-            self._inbox.append(message)
-            if self._reader is not None and not self._reader.done():
-                self._reader.set_result(None)
-        elif tag == CREDIT:
-            try:
+        try:
+            if tag[:1] == DATA or tag == RAW or tag == PACKED or tag == MEMORY:
+                self._add(tag, message)
+            elif tag == CREDIT:
                 self.flow.refund(_U64.unpack(message[1])[0], monotonic())
-            except (ValueError, struct.error, IndexError) as exc:
-                self.abort(f"the peer sent what makes no sense: {exc}")
+                self.flush()
+            elif tag == FETCHED:
+                self._let_go(_U64.unpack(message[1])[0])
+            elif tag == NEIGHBOUR:
+                self.meet(message[1])
+                self.fetched = True
+            elif tag == CLOSE:
+                reason = bytes(message[1]).decode(errors="replace") if len(message) > 1 else ""
+                self.end(reason or "closed by the peer")
+                self.dispose(0.0)
+        except (ValueError, TypeError, IndexError, struct.error, CodecError, MemoryError) as exc:
+            self.abort(f"the peer sent what makes no sense: {exc}")
+        except OSError as exc:
+            self.abort(str(exc))
+
+    def _add(self, tag: Any, message: Sequence[Any]) -> None:
+        """Data: the head of a message, or more of the one that is on its way."""
+        assembly = self._assembly
+        nbytes = len(message[-1])
+        if assembly is None:
+            (head,) = message
+            frames = small(head)
+            if frames is not None:
+                self._complete(frames, nbytes)
                 return
-            self.flush()
-        elif tag == CLOSE:
-            reason = bytes(message[1]).decode(errors="replace") if len(message) > 1 else ""
-            self.end(reason or "closed by the peer")
-            self.dispose(0.0)
+            self._assembly = assembly = Assembly(head, host_array)
+        elif tag == RAW:
+            assembly.add(message[1])
+        elif tag == PACKED:
+            assembly.add_packed(message[1], message[2])
+        elif tag == MEMORY and self._neighbour is not None:
+            address, nbytes = SPAN.unpack(message[1])
+            self._neighbour.fetch(address, assembly.room(nbytes))
+            self._unreported += 1
+        else:
+            raise ValueError("a new message before the last one was complete")
+        if self._unreported and (nbytes >= _REPORT or not assembly.missing):
+            self.say(FETCHED, _U64.pack(self._unreported))
+            self._unreported = 0
+        if not assembly.missing:
+            self._assembly = None
+            self._complete(assembly.frames, nbytes)
+        elif self._reader is not None and not self._reader.done():
+            self._give_back(weight(nbytes))
+        else:
+            self._uneaten += weight(nbytes)
+
+    def _complete(self, frames: list[memoryview], nbytes: int) -> None:
+        """A message is here; its last part had so many bytes."""
+        self._inbox.append((frames, self._uneaten + weight(nbytes)))
+        self._uneaten = 0
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    # --- a neighbour's memory -----------------------------------------------------------------
+
+    def offer(self) -> bytes:
+        """What a peer on this host needs to read our memory."""
+        if self._cell is None:
+            self._cell = Cell()
+        return self._cell.offer
+
+    def meet(self, offer: Any) -> None:
+        """The peer offers its memory; if we can read it, it hears so, with the same offer of ours.
+
+        Does nothing where that was done, or cannot be.
+        """
+        if self._neighbour is None:
+            try:
+                self._neighbour = Neighbour(offer)
+            except OSError:
+                return
+            self.say(NEIGHBOUR, self.offer())
+
+    def _let_go(self, pieces: int) -> None:
+        if not 0 < pieces <= len(self._held):
+            raise ValueError(f"{pieces} pieces fetched of {len(self._held)}")
+        for _ in range(pieces):
+            self._held.popleft()
+        if not self._held:
+            self._wake(self._closers)
 
     def lost(self) -> None:
         """The transport says that the connection is gone."""
@@ -172,16 +264,20 @@ class Link:
         self.ended = reason
         self._outbox.clear()
         self._next = None
-        self._wake_writers()
+        self._assembly = None
+        self._drop_memory()
+        self._wake(self._writers)
+        self._wake(self._closers)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
     async def close(self, patience_s: float) -> None:
         """Let what was written leave, tell the peer, and end. Never raises for a peer's sake."""
-        if self.ended is None and self._outbox:
-            writer = self.loop.create_future()
-            self._writers.append(writer)
-            await asyncio.wait([writer], timeout=patience_s)
+        deadline = monotonic() + patience_s
+        while self.ended is None and (self._outbox or self._held) and monotonic() < deadline:
+            waiter = self.loop.create_future()
+            (self._writers if self._outbox else self._closers).append(waiter)
+            await asyncio.wait([waiter], timeout=deadline - monotonic())
         self.abort("closed here", linger_s=5.0)
 
     def abort(self, reason: str = "closed here", linger_s: float = 1.0) -> None:
@@ -196,10 +292,16 @@ class Link:
         """Give up the place in the socket, or the socket. Doing it twice is fine."""
         if not self._disposed:
             self._disposed = True
+            self._drop_memory()
             self._dispose(linger_s)
 
-    def _wake_writers(self) -> None:
-        writers, self._writers = self._writers, []
-        for writer in writers:
-            if not writer.done():
-                writer.set_result(None)
+    def _drop_memory(self) -> None:
+        if self._cell is not None:
+            self._cell.wipe()  # first: whoever still fetches must find out
+        self._held.clear()
+
+    def _wake(self, waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        waiters.clear()

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import dask
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError
 from distributed.comm.utils import ensure_concrete_host
 
 from zfabric.errors import AddressInUse, ConfigError, TransportError
 from zfabric.integrations.distributed.addresses import numeric, refuse_encryption
-from zfabric.integrations.distributed.comm import PREFIX, ZmqComm, address_of
+from zfabric.integrations.distributed.comm import MEMORY, PREFIX, ZmqComm, address_of
 from zfabric.integrations.distributed.connector import OPTIONS, VERSION
 from zfabric.integrations.distributed.framing import CLOSE, HELLO
 from zfabric.integrations.distributed.link import Link
@@ -136,6 +137,8 @@ class ZmqListener(BaseListener):
         if names is None:  # it left while we looked
             link.lost()
             return
+        if names[0][0] == names[1][0] and len(hello) > 2 and dask.config.get(MEMORY, True):
+            link.meet(hello[2])
         comm = ZmqComm(link, address_of(names[0]), address_of(names[1]), self.deserialize)
         comm.allow_offload = self.allow_offload
         task = asyncio.ensure_future(self._handle(comm))
