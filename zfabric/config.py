@@ -68,6 +68,22 @@ class Settings:
     """Messages that may be on their way without an ack: below ZeroMQ's high-water mark of 1000,
     which therefore is only a fuse."""
 
+    window_bytes: int = 16 * MiB
+    """The same in bytes. What else is due waits as rows, which refer to what is kept anyway."""
+
+    relay_bytes: int = 64 * MiB
+    """Bytes from one worker's store to another peer that wait at the broker for a link at most."""
+
+    session_bytes: int = 4096 * MiB
+    """Bytes that one session's tasks, with their arguments and small values, take at the broker at
+    most. Rows beyond that end as QuotaExceeded."""
+
+    key_bytes: int = 0
+    """The same for all sessions of one key together; 0: no limit beyond the next one."""
+
+    broker_bytes: int = 0
+    """The same for all sessions together; 0: six tenths of what the host or the container has."""
+
     beat_s: float = 1.0
     """Seconds between two beats of a peer."""
 
@@ -86,7 +102,8 @@ class Settings:
     tasks are released."""
 
     lease_bytes: int = 64 * MiB
-    """Bytes of results that are kept meanwhile; beyond that the client is given up."""
+    """Bytes of messages that are kept for a peer which does not read; beyond that it is given up.
+    Results are not among them: they wait in the table."""
 
     settle_s: float = 3.0
     """Seconds that a restarted broker waits for the workers it had, before their rows and values
@@ -145,7 +162,7 @@ class Settings:
             if isinstance(f.default, str):
                 continue
             number = not isinstance(value, bool) and isinstance(value, (int, float))
-            if f.name == "memory_limit" and value == 0:
+            if f.name in ("memory_limit", "key_bytes", "broker_bytes") and value == 0:
                 continue
             if not number or not 0 < value < math.inf:
                 raise ConfigError(f"{f.name} must be a number above 0, not {value!r}")

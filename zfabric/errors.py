@@ -30,7 +30,8 @@ ConnectionError, TypeError, ValueError), ours inherits from it too.
     │   ├── UnknownOutcome      it may have run, and must not run twice
     │   ├── TaskLost            its worker went and it may not run again
     │   ├── DataLost            a value is gone and cannot be computed again
-    │   └── NoWorkerFits        no worker has what it asks for
+    │   ├── NoWorkerFits        no worker has what it asks for
+    │   └── QuotaExceeded       the broker has no room for it
     ├── WorkerLost
     ├── ResultTimeout           a wait took longer than asked for
     └── InternalError           a bug of ours: has the story that led to it
@@ -246,6 +247,10 @@ class DataLost(TaskError):
 
 class NoWorkerFits(TaskError):
     """No worker has what the task asks for."""
+
+
+class QuotaExceeded(TaskError):
+    """The broker did not take the task in: it keeps as much as its settings allow."""
 
 
 class WorkerLost(ZFabricError):

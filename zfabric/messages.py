@@ -51,7 +51,10 @@ OVERSIZE = 9
 UNKNOWN = 10
 """Results only: it may have run, and must not run again; payload is msgpack [text]."""
 
-N_STATUSES = 11
+FULL = 11
+"""Results only: the broker has no room for it; payload is msgpack [text]."""
+
+N_STATUSES = 12
 
 # --- How a dependency reaches the worker ------------------------------------------------------
 
@@ -90,6 +93,12 @@ class TaskOptions:
     """Whether it may run again when nobody knows whether it has run."""
     must_fit: bool = True
     """Whether it ends at once where no worker could ever run it; else it waits for one."""
+
+    @property
+    def nbytes(self) -> int:
+        """About what they take in a frame: texts can be long, and four bytes a character."""
+        names = [*self.workers, *self.resources, *self.retry_on, self.key]
+        return 64 + 4 * sum(map(len, names)) + 8 * len(names) + 9 * len(self.resources)
 
 
 DEFAULT_OPTIONS = TaskOptions()
@@ -161,6 +170,8 @@ class Beat(NamedTuple):
     load: tuple[int, ...] = ()
     """Workers: (rows held, rows running, slots, values held, bytes of them in memory, memory of all
     processes in bytes, bytes of values on disk, limit of those in memory, 1 if that is reached)."""
+    relayed: int = 0
+    """Bytes that Relays have brought in this session, so that more may follow."""
 
 
 class Nack(NamedTuple):

@@ -105,6 +105,45 @@ def test_scatter(client: zfabric.Client) -> None:
     assert client.scatter(5).result(30) == 5
 
 
+def test_one_large_object_in_many_rows_travels_once(
+    client: zfabric.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    put: list[int] = []
+    plain = client._values._put_group
+
+    def counted(items: Any, broadcast: bool) -> Any:
+        put.extend(sum(map(len, frames)) for frames in items)
+        return plain(items, broadcast)
+
+    monkeypatch.setattr(client._values, "_put_group", counted)
+    data = numpy.arange(100_000)
+
+    def at(array: Any, number: int, other: Any = None) -> tuple[int, bool]:
+        return int(array[number]), other is None or other is array
+
+    found = client.gather(client.map(at, [data] * 100, range(100)))
+    assert found == [(n, True) for n in range(100)]
+    assert len(put) == 1 and put[0] > data.nbytes
+    # In other shapes: with something large of each row's own, twice in a row, as keywords.
+    put.clear()
+    own = [numpy.full(20_000, n) for n in range(5)]
+    assert client.gather(client.map(at, [data] * 5, range(5), own)) == [
+        (n, False) for n in range(5)
+    ]
+    assert client.gather(client.map(at, [data] * 5, range(5), [data] * 5)) == found[:5]
+    assert sum(put) < 3 * data.nbytes + 5 * own[0].nbytes
+    # What a generator yields may change from one to the next.
+    put.clear()
+    pairs = ((n, data) for n in range(100))
+    assert client.gather(
+        client.map(lambda pair, array: int(array[pair]), *zip(*pairs, strict=True))
+    )
+    assert len(put) == 1
+    assert client.gather(client.map(at, (data for _ in range(100)), range(100))) == found
+    assert len(put) == 3
+
+
 def test_a_large_function_travels_as_a_value(client: zfabric.Client) -> None:
     table = os.urandom(2_000_000)
 

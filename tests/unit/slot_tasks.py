@@ -88,5 +88,16 @@ def spoil(array: Any) -> int:
     return int(array.sum())
 
 
+def n_mappings() -> int:
+    """How many values this process has mapped."""
+    with open("/proc/self/maps") as lines:
+        return sum("zfabric-value" in line for line in lines)
+
+
+def mapped_at(array: Any) -> tuple[int, int]:
+    """Where an array lies, and how many values are mapped."""
+    return array.ctypes.data, n_mappings()
+
+
 def total(*arrays: Any) -> int:
     return int(sum(a[0] for a in arrays))

@@ -11,6 +11,7 @@ from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import Settings
 from zfabric.core import broker as broker_module
+from zfabric.core import greeting
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.session import Session
 from zfabric.ids import task_id
@@ -29,6 +30,8 @@ class Peer:
         self.session = Session(token, settings=SETTINGS, now=house.now)
         self.heard: list[m.Message] = []
         self.welcome: m.Welcome | None = None
+        self.is_deaf = False
+        """What is sent to it lies in its socket, unread."""
         fields = {"name": "", "zfabric": "1", "python": "3.12.1", "host": "host", "pid": token}
         if role == m.WORKER:
             fields["slots"] = 1  # type: ignore[assignment]
@@ -98,7 +101,7 @@ class House:
                 record.session.sent()
                 header, message = wire.decode(frames)
                 peer = self.peers[header.token]
-                if peer.link == record.peer:
+                if peer.link == record.peer and not peer.is_deaf:
                     self._hand(peer, header, message)
         return to.heard[before:] if to else []
 
@@ -106,7 +109,7 @@ class House:
         if isinstance(message, m.Welcome):
             peer.session.epoch = header.epoch
             peer.welcome = message
-        if peer.session.receive(header, message, self.now):
+        if peer.session.receive(header, message, self.now, 1000):
             peer.heard.append(message)
 
     def pass_time(self, seconds: float, step: float = 0.25, alive: tuple[Peer, ...] = ()) -> None:
@@ -198,7 +201,7 @@ def test_a_worker_without_slots_or_a_session_without_token(house: House) -> None
 
 
 def test_a_broker_that_ran_out_of_numbers(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "MAX_SESSION", 1)
+    monkeypatch.setattr(greeting, "MAX_SESSION", 1)
     house.peer(1).greet()
     late = house.peer(2)
     (refusal,) = late.say(late.hello)
@@ -221,7 +224,7 @@ def test_a_session_of_an_earlier_broker(house: House) -> None:
     client = house.peer(1).greet()
     client.session.epoch = EPOCH - 1
     (refusal,) = client.say(m.Release([1]))
-    assert isinstance(refusal, m.Refuse) and refusal.code == "unknown"
+    assert isinstance(refusal, m.Refuse) and refusal.code == "epoch"
 
 
 def test_two_brokers_do_not_refuse_each_other_for_ever(house: House) -> None:
@@ -469,6 +472,87 @@ def test_a_message_that_does_not_fit_the_link_ends_its_session_alone(house: Hous
     house.machine.end_unsendable(record, "a frame of 9 MB", house.now)
     assert list(house.machine.by_number) == [two.number]
     assert any("9 MB" in text for _, text in house.machine.log)
+
+
+def finish_large(house: House, client: Peer, worker: Peer, counters: range, value: bytes) -> None:
+    for counter in counters:
+        row = task_id(client.number, counter)
+        client.say(m.Submit([FUNCTION], [row], [FN], [b""]))
+        worker.say(m.Done([row], [1], bytes([m.VALUE]), [value], 8))
+
+
+def test_results_for_a_client_that_does_not_read_wait_as_rows() -> None:
+    house = House(Settings(window_bytes=20_000))
+    worker = house.peer(1, m.WORKER).greet()
+    slow, quick = house.peer(2).greet(), house.peer(3).greet()
+    rows = [task_id(slow.number, n) for n in range(1, 201)]
+    slow.say(m.Submit([FUNCTION], rows, [FN] * 200, [b""] * 200))
+    taken = slow.session.received
+    session = house.machine.sessions[2].session
+    # From now on it takes in nothing, and the worker ends its rows one by one.
+    slow.is_deaf = True
+    value = b"v" * 1000
+    for row in rows:
+        worker.say(m.Done([row], [1], bytes([m.VALUE]), [value], 300))
+    assert 20_000 <= session.nbytes < 40_000
+    record = house.machine.scheduler.clients[slow.number]
+    assert record.is_full and len(record.ids) > 150
+    assert all(payload is not None for payload in record.payloads)
+    finish_large(house, quick, worker, range(1, 4), value)
+    assert len([x for x in quick.heard if isinstance(x, m.Results)]) == 3
+    # It wakes up.
+    slow.is_deaf = False
+    assert slow.session.received == taken
+    session.reconnected()
+    house.machine.dirty[house.machine.sessions[2]] = None
+    for _ in range(40):
+        house.deliver()
+        slow.session.tick(house.now)
+        house.now += 1.0
+        slow.push()
+    told = [id_ for x in slow.heard if isinstance(x, m.Results) for id_ in x.ids]
+    assert told == rows
+    assert session.nbytes < 20_000 and not record.is_full
+
+
+def test_a_worker_that_does_not_read_gets_no_more_rows() -> None:
+    house = House(Settings(window_bytes=20_000))
+    worker = house.peer(1, m.WORKER).greet()
+    client = house.peer(2).greet()
+    worker.say(m.Inventory([], [], [], [], 1000))
+    worker.say(m.Done([], [], b"", [], 1000))
+    worker.is_deaf = True
+    for n in range(1, 51):
+        row = task_id(client.number, n)
+        client.say(m.Submit([FUNCTION], [row], [FN], [b"a" * 1000]))
+    session = house.machine.sessions[1].session
+    assert 20_000 <= session.nbytes < 23_000
+    assert len(house.machine.scheduler.workers[worker.number].rows) < 25
+
+
+def test_whoever_asks_without_reading_is_given_up() -> None:
+    house = House(Settings(lease_bytes=20_000))
+    client = house.peer(1).greet()
+    client.is_deaf = True
+    for n in range(1, 1000):
+        client.say(m.Ask(n, "info"))
+        if not house.machine.sessions:
+            break
+    assert not house.machine.sessions
+    assert house.machine.counts["bad:unread"] == 1
+
+
+def test_relays_for_one_that_does_not_read_are_bounded_and_counted() -> None:
+    house = House(Settings(relay_bytes=100_000))
+    worker, client = house.peer(1, m.WORKER).greet(), house.peer(2).greet()
+    session = house.machine.sessions[2].session
+    for _ in range(300):
+        worker.session.post(m.Relay(client.number, (bytes(50_000),)))
+        worker.push()
+        house.machine.sessions[1].session.next_frames()
+        worker.session.reconnected()  # as if all had been told of
+    assert 100_000 <= session.lane_nbytes <= 150_000
+    assert house.machine.info(house.now)["relays_dropped"] >= 290
 
 
 def test_a_client_that_was_cut_off_has_a_lease(house: House) -> None:

@@ -10,7 +10,7 @@ import pytest
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.session import MAX_CONTROL, Session
+from zfabric.core.session import MAX_CONTROL, PATIENCE, RELAY_WINDOW, Session
 from zfabric.errors import RemoteProtocolError
 from zfabric.testing.links import Pipe, Weather
 from zfabric.wire import Header
@@ -47,7 +47,7 @@ class End:
             while (frames := pipe.recv(now)) is not None:
                 header, message = wire.decode([bytes(frame) for frame in frames])
                 self.heard.append(message)
-                if self.session.receive(header, message, now):
+                if self.session.receive(header, message, now, len(frames[1])):
                     self.taken.append(message)
 
 
@@ -75,7 +75,7 @@ def pass_on(sender: End, receiver: End, now: float = 0.0, lose: Any = ()) -> int
         if n not in lose:
             header, message = wire.decode([bytes(frame) for frame in frames])
             receiver.heard.append(message)
-            if receiver.session.receive(header, message, now):
+            if receiver.session.receive(header, message, now, len(frames[1])):
                 receiver.taken.append(message)
         n += 1
     return n
@@ -232,6 +232,99 @@ def test_at_most_a_window_is_under_way() -> None:
     pass_on(b, a)  # acks come without traffic of b's own
     assert a.session.n_unacked == 12
     assert a.transmit(1.0) == 8
+
+
+def test_a_session_is_full_by_bytes_and_acks_go_out_by_bytes() -> None:
+    a, b = pair(Settings.load({}, window_bytes=10_000))
+    while not a.session.is_full:
+        a.session.post(m.Answer(1, b"x" * 1000))
+    assert 10_000 <= a.session.nbytes < 12_000 and a.session.n_unacked == 10
+    assert pass_on(a, b) == 10
+    pass_on(b, a)
+    assert a.session.nbytes < 3000 and not a.session.is_full
+    b.session.tick(2.0)
+    pass_on(b, a)
+    assert a.session.nbytes == 0
+
+
+PART = 256 * 1024
+
+
+def relay(n: int, nbytes: int = PART) -> m.Relay:
+    return m.Relay(n, (bytes(nbytes),))
+
+
+def lane_of(sender: End) -> list[int]:
+    """The relays that go out now, by their numbers."""
+    out = []
+    while (frames := sender.session.next_frames()) is not None:
+        sender.session.sent()
+        _, message = wire.decode(frames)
+        if isinstance(message, m.Relay):
+            out.append(message.peer)
+    return out
+
+
+def test_relays_wait_behind_all_else_and_for_the_other_end() -> None:
+    a, b = pair()
+    for n in range(1, 21):
+        a.session.post(relay(n))
+    a.session.post(m.Release([1]))
+    a.session.post(m.Beat(0))
+    pass_on(a, b)
+    assert [type(message) for message in b.heard[:2]] == [m.Beat, m.Release]
+    relayed = [message for message in b.taken if isinstance(message, m.Relay)]
+    assert len(relayed) * PART == RELAY_WINDOW
+    assert not a.session.has_unsent and a.session.lane_nbytes > 12 * PART
+    a.session.post(m.Release([2]))
+    assert pass_on(a, b) == 1  # what is in sequence goes on
+    while pass_on(b, a):
+        pass_on(a, b)
+    numbers = [message.peer for message in b.taken if isinstance(message, m.Relay)]
+    assert numbers == list(range(1, 21)) and a.session.lane_nbytes == 0
+
+
+def test_relays_that_a_cut_swallowed_are_not_waited_for() -> None:
+    a, b = pair()
+    for n in range(1, 21):
+        a.session.post(relay(n))
+    assert lane_of(a) == list(range(1, 9))
+    a.session.reconnected()
+    assert lane_of(a) == list(range(9, 17))
+    a.session.reconnected()
+    while pass_on(a, b) or pass_on(b, a):
+        pass
+    assert [x.peer for x in b.taken if isinstance(x, m.Relay)] == [17, 18, 19, 20]
+
+
+def test_relays_that_got_lost_are_forgiven_only_while_the_other_end_speaks() -> None:
+    a, b = pair()
+    for n in range(1, 21):
+        a.session.post(relay(n))
+    assert lane_of(a) == list(range(1, 9))
+    for beat in range(1, PATIENCE + 1):
+        assert not a.session.has_unsent
+        b.session.tick(float(beat) + 1.0)
+        pass_on(b, a)
+    assert lane_of(a) == list(range(9, 17))
+
+
+def test_relays_count_anew_with_another_incarnation() -> None:
+    a, b = pair()
+    for n in range(1, 21):
+        a.session.post(relay(n))
+    while pass_on(a, b) or pass_on(b, a):
+        pass
+    b = End("next broker")
+    a.session.pause()
+    a.session.go_on()
+    for n in range(1, 21):
+        a.session.post(relay(n))
+    for beat in range(2, 2 + 4 * PATIENCE):
+        b.session.tick(float(beat))
+        while pass_on(a, b) or pass_on(b, a):
+            pass
+    assert sum(isinstance(x, m.Relay) for x in b.taken) == 20
 
 
 def test_acks_go_out_every_quarter_of_a_window() -> None:

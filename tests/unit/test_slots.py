@@ -26,6 +26,8 @@ from tests.unit.slot_tasks import (
     interrupted,
     kill_self,
     later,
+    mapped_at,
+    n_mappings,
     segfault,
     spoil,
     start_child_and_die,
@@ -113,15 +115,45 @@ def test_values_of_every_size_come_back_and_go_in(crew: Callable[..., Crew], kin
         assert (array == np.arange(size // 8)).all()
 
 
-def test_stored_values_can_be_written_to_and_stay_as_they_are(crew: Callable[..., Crew]) -> None:
+def test_stored_values_are_shared_and_stay_as_they_are(crew: Callable[..., Crew]) -> None:
     c = crew(1)
     made = c.submit(np.zeros, 100_000)
-    for _ in range(2):
-        spoiled = c.submit(spoil, Future(made), deps=[(made, LOCAL, 0)])
-        c.wait(spoiled)
-        assert c.value(spoiled) == 700_000
+    spoiled = c.submit(spoil, Future(made), deps=[(made, LOCAL, 0)])
+    c.wait(spoiled)
+    status, blob = c.outcomes[spoiled]
+    assert status == ERROR and "read-only" in str(load_exception(blob))
     value = c.store.get(made)
     assert value is not None and not loads(layout.split(value.area, value.sizes)).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_stays_mapped_until_it_is_freed(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(1, kind)
+    made = c.submit(np.zeros, 100_000)
+
+    def read() -> tuple[int, int]:
+        reader = c.submit(mapped_at, Future(made), deps=[(made, LOCAL, 0)])
+        c.wait(reader)
+        place: tuple[int, int] = c.value(reader)
+        return place
+
+    place, n_mapped = read()
+    assert read() == (place, n_mapped) and n_mapped
+    (link,) = c.slots.links.values()
+    value = c.store.get(made)
+    assert value is not None and link.mappings.nbytes == value.nbytes and value.is_shown
+    link.unmap([made, 12345])
+    assert link.mappings.nbytes == 0
+    seen = c.submit(n_mappings)
+    c.wait(seen)
+    assert c.value(seen) == n_mapped - 1
+    assert read()[1] == n_mapped
+    # Beyond its limit a slot keeps nothing.
+    c.store.mapping_limit = 1000
+    read()
+    seen = c.submit(n_mappings)
+    c.wait(seen)
+    assert c.value(seen) == n_mapped - 1 and link.mappings.nbytes == 0
 
 
 def test_large_calls_and_many_descriptors_get_through(crew: Callable[..., Crew]) -> None:

@@ -61,6 +61,41 @@ def test_the_least_recently_used_go_first_and_come_back(
     assert (store.nbytes, store.spilled_nbytes, n_unnamed()) == (0, 0, before)
 
 
+def test_whoever_waits_for_memory_hears_of_it_whichever_thread_made_it(tmp_path: Path) -> None:
+    """A put that fills the store while the spiller, which had found it not full, is writing."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(SpillFiles):
+        def write(self, area: Any) -> Any:
+            writing.set()
+            assert go_on.wait(10)
+            return super().write(area)
+
+    changes: list[bool] = []
+    store = Store(10 * NBYTES, Slow(str(tmp_path)), lambda: changes.append(store.is_full))
+    for number in range(7):
+        store.put(number, value(number))
+    assert writing.wait(10)
+    store.put(7, value(7))
+    store.put(8, value(8))
+    assert changes == [True]
+    go_on.set()
+    store.close()
+    assert changes == [True, False]
+
+
+def test_slots_hear_of_values_that_went_to_disk(tmp_path: Path) -> None:
+    told = threading.Event()
+    store = Store(2 * NBYTES, SpillFiles(str(tmp_path)), told.set)
+    shown = value(1)
+    store.put(1, shown)
+    serial, shown.is_shown = shown.serial, True
+    assert store.make_room(2 * NBYTES)
+    assert told.is_set() and store.left() == [1] and store.left() == []
+    assert store.get(1) is shown and shown.serial != serial, "it is in other memory now"
+    store.close()
+
+
 def test_many_threads_may_use_it(tmp_path: Path) -> None:
     store = Store(5 * NBYTES, SpillFiles(str(tmp_path)))
     wrong: list[int] = []
@@ -140,3 +175,64 @@ def test_a_full_worker_takes_no_more_rows_until_there_is_room() -> None:
         assert isinstance(told, Done) and (told.credit == 0) is full
         machine.set_full(full)
         assert machine.messages(1.0) == []
+
+
+def n_memfds() -> int:
+    """Values and packs that this process has open."""
+    found = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found += "memfd:zfabric" in os.readlink(fd)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_many_small_values_take_few_descriptors(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    before = n_memfds()
+    store = Store(most_descriptors=20)
+    for number in range(500):
+        store.put(number, value(number % 251))
+        assert n_memfds() - before <= 2 * 20 + 3
+    assert store.nbytes == 500 * NBYTES and store.spilled_nbytes == 0
+    wait_until(lambda: n_memfds() - before <= 20 + 3)
+    for number in (0, 499, 3, 0):
+        part = store.chunk(number, 10, 5)
+        assert part is not None and bytes(part) == bytes([number % 251]) * 5
+    kept = store.get(7)
+    assert kept is not None and kept.nbytes == NBYTES
+    store.free(range(400))
+    wait_until(lambda: store.nbytes == 100 * NBYTES)
+    store.close()
+    del kept, part
+    assert (store.nbytes, n_memfds()) == (0, before)
+
+
+def test_packed_values_go_to_disk_when_memory_is_short(tmp_path: Path) -> None:
+    store = Store(30 * NBYTES, SpillFiles(str(tmp_path)), most_descriptors=5)
+    for number in range(100):
+        assert store.make_room(NBYTES)
+        store.put(number, value(number))
+        assert store.nbytes <= 30 * NBYTES
+    assert store.nbytes + store.spilled_nbytes == 100 * NBYTES
+    for number in range(100):
+        part = store.chunk(number, 10, 5)
+        assert part is not None and bytes(part) == bytes([number]) * 5
+    store.close()
+    assert (store.nbytes, store.spilled_nbytes, store.n_values) == (0, 0, 0)
+
+
+def test_the_pages_of_a_packed_value_go_with_it() -> None:
+    packs = SpillFiles(in_memory=True)
+    parts = [packs.write(memoryview(bytes([n]) * NBYTES)) for n in range(10)]
+    fd = parts[0].file.fd
+    full = os.fstat(fd).st_blocks
+    for part in parts[:9]:
+        packs.free(part)
+    assert os.fstat(fd).st_blocks <= full // 9
+    kept = memoryview(bytearray(NBYTES))
+    packs.read(parts[9], kept)
+    assert bytes(kept) == bytes([9]) * NBYTES
+    packs.free(parts[9])

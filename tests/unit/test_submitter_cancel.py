@@ -120,3 +120,16 @@ def test_a_row_of_an_earlier_session_is_not_sent_in_the_next() -> None:
         submitter.rows.append((late.id, 7, b"args", None, None))
         assert said(submitter) == []
         assert late.status == m.LOST
+
+
+def test_after_a_restart_a_held_up_retry_asks_for_the_end_that_it_waits_for() -> None:
+    """The broker told it just before it was killed, and would not tell it again unasked."""
+    submitter, (outcome, failed) = submitted(2)
+    tell(submitter, failed, m.ERROR)
+    submitter.cancel([outcome])
+    assert [type(message) for message in said(submitter)] == [m.Cancel]
+    submitter.retry([outcome, failed], FAILED)
+    (inventory,) = submitter.inventory()
+    assert list(inventory.ids) == [outcome.id]
+    tell(submitter, outcome, m.CANCELLED)
+    assert said(submitter) == [m.Retry([outcome.id, failed.id])]

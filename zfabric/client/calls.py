@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary, finalize
 from zfabric.client import misuse
 from zfabric.client.chunks import Chunk, Initialised
 from zfabric.client.future import Future, NamedFuture
+from zfabric.client.sharing import Shared
 from zfabric.codec.arguments import EMPTY, dump_call, dump_rows
 from zfabric.codec.functions import DumpedFunction, dump_function, largest_captures
 from zfabric.codec.serialise import Buffer, nbytes_of, pack
@@ -116,8 +117,12 @@ class Calls:
         fn: Callable[..., Any],
         rows: Iterator[tuple[Any, ...]],
         options: TaskOptions | None = None,
+        still: bool = False,
     ) -> list[Future]:
-        """Queue a call for each row of positional arguments."""
+        """Queue a call for each row of positional arguments.
+
+        still: taking the next row changes nothing in those before it.
+        """
         submitter, client = self._submitter, self._client
         if submitter.closed_text:
             misuse.refuse_closed(client)
@@ -126,17 +131,23 @@ class Calls:
         function = dump_function(fn)
         if function.id not in submitter.functions and not self._learn(function):
             carrier = self._carrier(fn, function.id)
-            return self.map(call_it, ((carrier, *row) for row in rows), options)
+            return self.map(call_it, ((carrier, *row) for row in rows), options, still)
         futures: list[Future] = []
+        shared = Shared(client._values, self._argument_limit)
         n_rows = FIRST_ROWS
         limit = self._argument_limit
         while True:
-            dumped = dump_rows(islice(rows, n_rows))
+            batch = list(islice(rows, n_rows))
+            dumped = dump_rows(batch)
             blobs: list[Any] = dumped.blobs
             if not blobs:
                 return futures
             if submitter.closed_text:
                 misuse.refuse_closed(client)
+            if dumped.frames or max(map(len, blobs)) > limit:
+                if not still:
+                    shared.forget()
+                shared.replace(batch, dumped)
             outcomes = submitter.new_outcomes(function.id, len(blobs))
             futures += [Future(client, outcome) for outcome in outcomes]
             if dumped.dependencies or dumped.frames or max(map(len, blobs)) > limit:

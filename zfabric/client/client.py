@@ -22,6 +22,7 @@ from zfabric.client.future import FAILED, Future
 from zfabric.client.gathering import gather
 from zfabric.client.io_thread import IoThread
 from zfabric.client.lazy_map import LazyMap
+from zfabric.client.sharing import are_still
 from zfabric.client.values import Values
 from zfabric.client.waiting import (
     WARN_AGAIN_S,
@@ -216,7 +217,7 @@ class Client:
             misuse.refuse_endless(iterables)
             if key is None and not pure and not kwargs:
                 options = misuse.options_of(None, *wishes)
-                return self._calls.map(fn, rows, options)
+                return self._calls.map(fn, rows, options, are_still(iterables))
         names = None if key is None else _names(key)
         if kwargs:
             kwargs = self._values.spread(kwargs)

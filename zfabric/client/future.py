@@ -12,6 +12,7 @@ from zfabric.core.submitter import LOADED, PENDING, Outcome
 from zfabric.messages import (
     CANCELLED,
     ERROR,
+    FULL,
     KILLED,
     LATE,
     LOST,
@@ -39,10 +40,11 @@ STATUS_NAMES = {
     LATE: "error",
     OVERSIZE: "error",
     UNKNOWN: "error",
+    FULL: "error",
 }
 
 FINISHED = frozenset({VALUE, STORED, LOADED})
-FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT, LATE, OVERSIZE, UNKNOWN})
+FAILED = frozenset({ERROR, CANCELLED, KILLED, LOST, UNFIT, LATE, OVERSIZE, UNKNOWN, FULL})
 
 
 class Future(Reference):

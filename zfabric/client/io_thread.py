@@ -371,7 +371,7 @@ class IoThread:
                     return True
                 if not submitter.has_work(releasing):
                     return True
-                if session.n_unacked >= self.settings.window:
+                if session.is_full:
                     self._stuck = True  # an ack will wake us
                     return True
                 message = submitter.next_message(releasing)
@@ -444,7 +444,7 @@ class IoThread:
                 header, message = wire.decode(frames)
                 if header.token != session.token:
                     continue
-                fresh = session.receive(header, message, now)
+                fresh = session.receive(header, message, now, len(frames[1]))
             except RemoteProtocolError as exc:
                 self._on_garbage(frames, exc)
                 session = self._session

@@ -15,6 +15,7 @@ from zfabric.errors import (
     KilledTask,
     MemoryExceeded,
     NoWorkerFits,
+    QuotaExceeded,
     ResultTimeout,
     TaskCancelled,
     TaskLost,
@@ -25,6 +26,7 @@ from zfabric.ids import counter_of
 from zfabric.messages import (
     CANCELLED,
     ERROR,
+    FULL,
     KILLED,
     LATE,
     LOST,
@@ -114,6 +116,7 @@ _KINDS = {
     LATE: TaskTimeout,
     OVERSIZE: MemoryExceeded,
     UNKNOWN: UnknownOutcome,
+    FULL: QuotaExceeded,
 }
 
 

@@ -14,7 +14,7 @@ a swapped-out machine) the deadlines move by as much.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,30 +25,27 @@ from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
 from zfabric.core.admission import REVOKED, Admission
 from zfabric.core.direct import DirectSession
-from zfabric.core.dump import picture
-from zfabric.core.journal import (
-    LOGGED,
-    Entry,
-    JournalWriter,
-    SavedSession,
-    replay,
-    settle,
-    snapshot,
-)
+from zfabric.core.greeting import why_not
+from zfabric.core.journal import LOGGED, Entry, JournalWriter
 from zfabric.core.locks import Locks
 from zfabric.core.outbound import Outgoing
-from zfabric.core.placement import WorkerRecord
 from zfabric.core.questions import Questions
+from zfabric.core.report import Report
+from zfabric.core.restart import Restart
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
-from zfabric.core.watchdog import Watchdog
+from zfabric.core.session_record import (
+    Peer,
+    SessionRecord,
+    patience,
+    saved_session,
+    worker_record,
+)
 from zfabric.core.why import Silence
 from zfabric.errors import RemoteProtocolError
-from zfabric.ids import MAX_SESSION
-from zfabric.wire import PROTOCOL, Header
+from zfabric.wire import Header
 from zfabric.wire.header import decode_header
 
-Peer = bytes
 Frames = Sequence[bytes | memoryview]
 
 MAX_REPLIES = 1024
@@ -57,47 +54,6 @@ MAX_REPLIES = 1024
 REFUSALS_KEPT = 4096
 """Unknown peers whose last refusal is remembered, so that none is answered more than once per
 beat."""
-
-
-class SessionRecord:
-    """What the broker knows of one session."""
-
-    __slots__ = (
-        "gone_at",
-        "hello",
-        "is_restored",
-        "name",
-        "number",
-        "peer",
-        "peers",
-        "resumed",
-        "session",
-        "user",
-    )
-
-    def __init__(
-        self, number: int, name: str, hello: m.Hello, session: Session | DirectSession
-    ) -> None:
-        self.number = number
-        self.name = name
-        self.hello = hello
-        self.session = session
-        self.peer: Peer | None = None
-        """The connection that its messages go out on; None when that one broke."""
-        self.peers: list[Peer] = []
-        """The connections that it was heard on and that are not known to be broken."""
-        self.gone_at: float | None = None
-        self.user = ""
-        """Whose key it was opened with; "" where there are no keys."""
-        self.is_restored = False
-        """It began with a broker before this one."""
-        self.resumed = False
-        """Its peer goes on with the tasks that it had."""
-
-    @property
-    def direct(self) -> bool:
-        """Whether it lives in this process."""
-        return isinstance(self.session, DirectSession)
 
 
 class BrokerMachine:
@@ -134,10 +90,9 @@ class BrokerMachine:
         self.admission = admission
         self.scheduler = Scheduler(settings, now)
         self._questions = Questions(self.scheduler)
-        self._watchdog = Watchdog(settings, now)
-        self.stalls: list[dict[str, Any]] = []
+        self._report = Report(self.scheduler, settings, now)
+        self.stalls = self._report.stalls
         """Pictures of the state at each stall that was noticed since the runtime last took them."""
-        self._recent: deque[tuple[float, str, str, Sequence[int]]] = deque(maxlen=RECENT)
         self.locks = Locks()
         self.sessions: dict[int, SessionRecord] = {}
         """By token."""
@@ -145,13 +100,14 @@ class BrokerMachine:
         self.routes: dict[Peer, SessionRecord] = {}
         self.dirty: dict[SessionRecord, None] = {}
         """Sessions that may have something to send."""
+        self._full: dict[SessionRecord, None] = {}
+        """Sessions that have to take in some of it before rows follow."""
         self.replies: list[tuple[Peer, list[bytes | memoryview]]] = []
         """To peers without a session; sent once, lost when their link is full."""
         self.counts: Counter[str] = Counter()
         """Protocol errors by reason, and other events worth a figure."""
         self.log: list[tuple[int, str]] = []
         """(level, text) since the runtime last took them."""
-        self._started = now
         self._ticked = now
         self._next_number = first_number
         self._names: set[str] = set()
@@ -160,13 +116,11 @@ class BrokerMachine:
         self.journal_trouble = ""
         """Why nothing can be written now. Messages that would have to be written are taken for
         lost on their way until it can: their senders send them again."""
-        self._expected: dict[int, int] = {}
-        """Workers that were here before the restart and are not back yet."""
-        self._begun_before: set[int] = set()
-        """Tasks that a broker before this one sent to workers, and that may not run again."""
-        self._settle_at = now
+        self._restart: Restart | None = None
         if saved is not None:
-            self._restore(saved, generation, now)
+            self._restart = Restart(self.scheduler, saved, generation, settings, now)
+            self.journal = self._restart.journal
+            self._restore(self._restart, now)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -195,7 +149,7 @@ class BrokerMachine:
                 return
             self._heard_on(record, peer)
         try:
-            if not record.session.receive(header, message, now):
+            if not record.session.receive(header, message, now, len(frames[1])):
                 if kind is m.Beat:
                     self._beat(record, message)
                 if record.session.has_unsent:
@@ -220,7 +174,7 @@ class BrokerMachine:
         """A message that its session has let through. Raises RemoteProtocolError when it makes no
         sense from that peer."""
         kind = type(message)
-        self._recent.append((now, record.name, kind.__name__, _ids_of(message)))
+        self._report.heard(now, record.name, message)
         if kind is m.Relay:
             self._relay(record, message)
         elif kind is m.Bye:
@@ -238,8 +192,9 @@ class BrokerMachine:
             if self.journal is not None and kind is m.Done:
                 assert isinstance(message, m.Done)
                 self.journal.done(message)
-            elif self._expected and kind is m.Inventory:
-                self._came_back(record, message)
+            elif self._restart is not None and kind is m.Inventory:
+                assert isinstance(message, m.Inventory)
+                self._restart.came_back(record, message)
 
     def attach(self, hello: m.Hello, token: int, now: float) -> SessionRecord:
         """A worker in this very process: a session without a wire, for as long as we live."""
@@ -275,12 +230,12 @@ class BrokerMachine:
                 if record.gone_at is not None:
                     record.gone_at = min(now, record.gone_at + asleep)
             silent = now - session.last_heard
-            grace_s, dead_s = self._patience(record)
+            grace_s, dead_s = patience(record, settings)
             if record.gone_at is not None and now - record.gone_at >= grace_s:
                 self._end(record, "its connection broke and it did not come back", now)
                 continue
             if silent >= settings.suspect_s or record.gone_at is not None:
-                if session.unacked_nbytes() > settings.lease_bytes:
+                if session.nbytes > settings.lease_bytes:
                     self._end(record, "it does not read what is kept for it", now)
                     continue
             if silent >= dead_s:
@@ -294,13 +249,16 @@ class BrokerMachine:
             wake = min(wake, session.tick(now))
             if session.has_unsent:
                 self.dirty[record] = None
-        if self.scheduler.settling and (not self._expected or now >= self._settle_at):
-            self._settle(now)
+        if self.scheduler.settling:
+            assert self._restart is not None
+            if self._restart.is_over(now):
+                text = self._restart.settle(now)
+                if text:
+                    self.log.append((logging.WARNING, text))
         self.scheduler.tick(now)
-        stall = self._watchdog.look(self.scheduler, now, asleep)
+        stall = self._report.look(now, asleep, self._silence(now))
         if stall:
             self.log.append((logging.WARNING, stall))
-            self.stalls.append(self._picture(stall, now))
         self._post(self._questions.tick(now))
         wake = min(wake, self._questions.wake_at() or wake)
         wake = min(wake, self.scheduler.due_at)
@@ -308,23 +266,13 @@ class BrokerMachine:
             wake = min(wake, now + RECALL_CHECK_S)
         return wake
 
-    def _patience(self, record: SessionRecord) -> tuple[float, float]:
-        """Seconds that a peer may be without a connection, and silent, before it is given up.
-
-        Rows of a worker that was killed should soon run elsewhere, and what it has if it comes
-        back later is not lost (core.resync). Users want to find their results when a network
-        returns. A client inside a task ends with that, as a rule.
-        """
-        settings = self.settings
-        if record.hello.role == m.WORKER:
-            return settings.grace_s, settings.dead_s
-        if record.hello.depth:
-            return max(settings.grace_s, settings.suspect_s), settings.dead_s
-        lease_s = max(settings.grace_s, settings.lease_s)
-        return lease_s, max(settings.dead_s, lease_s)
-
     def turn(self) -> None:
         """The end of a turn: what the scheduler has to say goes into the sessions."""
+        if self._full:
+            for record in list(self._full):
+                if not record.session.is_full:
+                    del self._full[record]
+                    self.scheduler.set_full(record.number, False)
         self._post(self.scheduler.flush())
 
     def _post(self, said: Sequence[Outgoing]) -> None:
@@ -332,8 +280,12 @@ class BrokerMachine:
         for number, message in said:
             record = by_number.get(number)
             if record is not None:
-                record.session.post(message)
+                session = record.session
+                session.post(message)
                 self.dirty[record] = None
+                if session.is_full and record not in self._full:
+                    self._full[record] = None
+                    self.scheduler.set_full(number, True)
 
     def admit(self, users: frozenset[str], keys: Sequence[bytes], now: float) -> None:
         """From now on the keys of these users are admitted, and no others: theirs are the only
@@ -353,55 +305,20 @@ class BrokerMachine:
 
     def snapshot(self) -> Iterator[Entry]:
         """All that a journal has to hold, in place of what it holds now."""
-        clients = [r for r in self.by_number.values() if r.hello.role == m.CLIENT]
-        workers = [
-            (r.session.token, r.number) for r in self.by_number.values() if r.hello.role == m.WORKER
-        ]
-        saved = [_saved(record) for record in clients]
-        # While settling, workers that are still away count as being here.
-        workers.extend(self._expected.items())
-        return snapshot(self.scheduler.table, saved, workers, self._begun_before)
+        assert self._restart is not None
+        return self._restart.snapshot(self.by_number.values())
 
-    def _restore(self, saved: Iterable[Entry], generation: int, now: float) -> None:
+    def _restore(self, restart: Restart, now: float) -> None:
         """Go on where the journal ends. Peers come back by themselves."""
-        restored = replay(self.scheduler, saved, generation)
-        self.journal = JournalWriter(self.scheduler.table)
-        for old in restored.sessions:
-            hello = m.Hello(m.CLIENT, old.name, "", "", "", 0, depth=old.depth, run=old.run)
-            session = Session(old.token, self.epoch, settings=self.settings, now=now)
-            session.received = old.received
-            record = SessionRecord(old.number, old.name, hello, session)
-            record.user = old.user
-            if self.admission is not None and old.user:
-                self.admission.opened(old.user)
-            record.gone_at = now
-            record.is_restored = True
-            self.sessions[old.token] = self.by_number[old.number] = record
-            self._names.add(old.name)
-        self._expected = restored.workers
-        self._begun_before = restored.started
-        self._next_number = restored.next_number
-        self._settle_at = now + self.settings.settle_s
-        if restored.sessions:
-            text = f"{len(restored.sessions)} clients, {len(self.scheduler.tasks)} tasks restored"
+        for record in restart.records(self.epoch, self.settings, now):
+            if self.admission is not None and record.user:
+                self.admission.opened(record.user)
+            self.sessions[record.session.token] = self.by_number[record.number] = record
+            self._names.add(record.name)
+        self._next_number = restart.next_number
+        if restart.sessions:
+            text = f"{len(restart.sessions)} clients, {len(self.scheduler.tasks)} tasks restored"
             self.log.append((logging.INFO, text))
-
-    def _came_back(self, record: SessionRecord, message: m.Message) -> None:
-        assert isinstance(message, m.Inventory)
-        if record.hello.role == m.WORKER and message.credit:
-            self._expected.pop(record.hello.previous, None)
-
-    def _settle(self, now: float) -> None:
-        if self._expected:
-            text = f"{len(self._expected)} workers did not come back; what they had runs again"
-            self.log.append((logging.WARNING, text))
-        for token in self._expected:
-            if self.journal is not None:
-                self.journal.left(token)
-        self._expected = {}
-        settle(self.scheduler.table, self._begun_before)
-        self._begun_before.clear()
-        self.scheduler.settled(now)
 
     def close(self, text: str = "the broker was stopped") -> None:
         """Tell everybody that this broker ends, unless another will go on with its journal."""
@@ -421,13 +338,15 @@ class BrokerMachine:
         info["address"] = self.address
         info["version"] = self.version
         info["python"] = self.python
-        info["stalled_s"] = round(self._watchdog.stalled_s(now), 3)
+        info.update(self._report.times(now))
         info["journal"] = self.journal_trouble or ("off" if self.journal is None else "on")
-        info["uptime_s"] = round(now - self._started, 3)
         info["bytes_in"] = self.counts["bytes_in"]
         info["bytes_out"] = self.counts["bytes_out"]
         info["messages_in"] = self.counts["messages_in"]
         info["messages_out"] = self.counts["messages_out"]
+        info["relays_dropped"] = self.counts["relays_dropped"]
+        sessions = self.sessions.values()
+        info["unacked_bytes"] = sum(r.session.nbytes + r.session.lane_nbytes for r in sessions)
         info["errors"] = {k: n for k, n in self.counts.items() if k.startswith("bad:")}
         return info
 
@@ -454,7 +373,13 @@ class BrokerMachine:
             return
         admission = self.admission
         user = "" if admission is None else admission.identify(peer)
-        refusal = self._why_not(header, hello)
+        refusal = why_not(
+            header,
+            hello,
+            version=self.version,
+            python=self.python,
+            next_number=self._next_number,
+        )
         if admission is not None:  # the key first: whoever has none is told nothing else
             refusal = admission.why_not(user, hello.role) or refusal
         if refusal is not None:
@@ -471,7 +396,7 @@ class BrokerMachine:
         ):
             self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
-        record = self._add(hello, session, now)
+        record = self._add(hello, session, now, user)
         former = self.routes.get(peer)
         if former is not None:  # one session per connection: its peer has given that one up
             self.gone(peer, now)
@@ -486,11 +411,17 @@ class BrokerMachine:
             if hello.role == m.WORKER:
                 self.journal.joined(header.token, record.number)
             else:
-                self.journal.begin(_saved(record))
+                self.journal.begin(saved_session(record))
         self._heard_on(record, peer)
         self._welcome(record)
 
-    def _add(self, hello: m.Hello, session: Session | DirectSession, now: float) -> SessionRecord:
+    def _add(
+        self,
+        hello: m.Hello,
+        session: Session | DirectSession,
+        now: float,
+        user: str = "",
+    ) -> SessionRecord:
         number = self._next_number
         self._next_number += 1
         name = self._unique(hello.name or f"{hello.host}-{hello.pid}")
@@ -498,37 +429,12 @@ class BrokerMachine:
         self.sessions[session.token] = record
         self.by_number[number] = record
         if hello.role == m.WORKER:
-            self.scheduler.worker_joined(_worker_record(number, name, hello, now), now)
+            self.scheduler.worker_joined(worker_record(number, name, hello, now), now)
             self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
-            self.scheduler.client_joined(number, name, hello.depth)
+            self.scheduler.client_joined(number, name, hello.depth, user)
             self.log.append((logging.INFO, f"client {name} joined"))
         return record
-
-    def _why_not(self, header: Header, hello: m.Hello) -> m.Refuse | None:
-        if header.version != PROTOCOL or (
-            hello.python.split(".")[:2] != self.python.split(".")[:2] and self.python
-        ):
-            rows = (
-                ("", "broker", hello.role),
-                ("protocol", str(PROTOCOL), str(header.version)),
-                ("zfabric", self.version, hello.zfabric),
-                ("python", self.python, hello.python),
-            )
-            table = "\n".join(f"  {what:<10}{ours:<14}{theirs}" for what, ours, theirs in rows)
-            return m.Refuse(
-                "version",
-                "the broker and this "
-                f"{hello.role} do not fit together; install the same zfabric and Python "
-                f"(major.minor) on both sides:\n{table}",
-            )
-        if header.token == 0 or (hello.role == m.WORKER and hello.slots < 1):
-            return m.Refuse("hello", "a session needs a token, and a worker at least one slot")
-        if self._next_number > MAX_SESSION:
-            return m.Refuse(
-                "full", "this broker has had all the sessions it can number; restart it"
-            )
-        return None
 
     def _welcome(self, record: SessionRecord) -> None:
         settings = self.settings
@@ -581,6 +487,7 @@ class BrokerMachine:
         if self.admission is not None and record.user:
             self.admission.ended(record.user)
         self.dirty.pop(record, None)
+        self._full.pop(record, None)
         for peer in record.peers:
             if self.routes.get(peer) is record:
                 del self.routes[peer]
@@ -637,6 +544,9 @@ class BrokerMachine:
         assert isinstance(message, m.Relay)
         target = self.by_number.get(message.peer)
         if target is not None and (target.peer is not None or target.direct):
+            if target.session.lane_nbytes >= self.settings.relay_bytes:
+                self.counts["relays_dropped"] += 1
+                return
             target.session.post(m.Relay(record.number, message.frames))
             self.dirty[target] = None
         elif target is None:
@@ -654,15 +564,6 @@ class BrokerMachine:
         else:
             raise RemoteProtocolError("role", "a worker asked why")
 
-    def _picture(self, stall: str, now: float) -> dict[str, Any]:
-        state = picture(self.scheduler, self._silence(now))
-        began = self._started
-        recent = [
-            (round(at - began, 6), f"{name}: {kind} {' '.join(f'{id_:x}' for id_ in ids)}")
-            for at, name, kind, ids in self._recent
-        ]
-        return {"stall": stall, "at_s": round(now - began, 3), "recent": recent, **state}
-
     def _lock(self, record: SessionRecord, message: m.Message) -> None:
         if record.hello.role != m.CLIENT:
             raise RemoteProtocolError("role", "a worker wanted a lock")
@@ -677,6 +578,8 @@ class BrokerMachine:
         return lambda number: max(0.0, now - self.by_number[number].session.last_heard)
 
     def _answer(self, record: SessionRecord, request: int, answer: Any) -> None:
+        if record.session.nbytes > self.settings.lease_bytes:
+            raise RemoteProtocolError("unread", "it asks, and does not read the answers")
         record.session.post(m.Answer(request, packb(answer)))
         self.dirty[record] = None
 
@@ -703,40 +606,5 @@ class BrokerMachine:
         self.log.append((logging.DEBUG, f"bad message from {peer.hex()}: {exc}"))
 
 
-RECENT = 512
-"""Messages whose kinds and first ids are remembered for a report."""
-
-
-def _ids_of(message: m.Message) -> Sequence[int]:
-    """The first tasks that it is about."""
-    ids: Sequence[int] = getattr(message, "ids", ())
-    return ids[:4]
-
-
 RECALL_CHECK_S = 0.05
 """How often to look for rows stuck behind a long one, while there may be any."""
-
-
-def _saved(record: SessionRecord) -> SavedSession:
-    session, hello = record.session, record.hello
-    received = session.received if isinstance(session, Session) else 0
-    return SavedSession(
-        session.token, record.number, record.name, hello.depth, hello.run, received, record.user
-    )
-
-
-def _worker_record(number: int, name: str, hello: m.Hello, now: float) -> WorkerRecord:
-    worker = WorkerRecord(
-        number,
-        name,
-        hello.slots,
-        threads=hello.threads,
-        resources=dict(hello.resources),
-        data_address=hello.data_address,
-        host=hello.host,
-        pid=hello.pid,
-        now=now,
-    )
-    if hello.previous:
-        worker.credit = 0  # until it has told what it holds
-    return worker

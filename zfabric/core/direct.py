@@ -24,6 +24,10 @@ class DirectSession:
 
     has_unsent = False
     n_unacked = 0
+    is_full = False
+    nbytes = 0
+    """Nothing waits for a wire."""
+    lane_nbytes = 0
 
     def __init__(self, token: int = 0, epoch: int = 0) -> None:
         self.token = token
@@ -40,10 +44,6 @@ class DirectSession:
         self.posted += 1
         return self.posted
 
-    def unacked_nbytes(self) -> int:
-        """Nothing waits for a wire."""
-        return 0
-
     def next_frames(self) -> None:
         """Nothing ever goes on a wire."""
         return None
@@ -51,7 +51,7 @@ class DirectSession:
     def sent(self) -> None:
         """Never called, as next_frames() never gives anything."""
 
-    def receive(self, header: Header, message: Message, now: float) -> bool:
+    def receive(self, header: Header, message: Message, now: float, nbytes: int = 0) -> bool:
         """Nothing ever comes from a wire."""
         return False
 

@@ -55,6 +55,22 @@ def check(scheduler: Scheduler) -> None:
             raise InternalError(f"worker {worker.name} is filed under {number}")
         _check_worker(scheduler, worker)
     _check_turn(scheduler)
+    _check_bytes(scheduler)
+
+
+def _check_bytes(scheduler: Scheduler) -> None:
+    """What is counted for each client that is here is what there is of it."""
+    found = dict.fromkeys(scheduler.clients.values(), 0)
+    for task in scheduler.tasks.values():
+        if task.owner in found:
+            found[task.owner] += task.own_nbytes
+    for client, nbytes in found.items():
+        if client.task_nbytes != nbytes:
+            text = f"{client.task_nbytes} bytes are counted of client {client.name}, not {nbytes}"
+            raise InternalError(text)
+        # Queues may hold on to tasks that are gone, and these to their functions.
+        if client.blob_nbytes < sum(len(fn.blob) for fn in client.functions.values()):
+            raise InternalError(f"some functions of client {client.name} are not counted")
 
 
 def _explained(scheduler: Scheduler, task: TaskRecord) -> bool:
@@ -213,7 +229,7 @@ def _check_turn(scheduler: Scheduler) -> None:
         if says and worker not in scheduler.table.dirty_workers:
             raise InternalError(f"what worker {worker.name} is to hear would never be said")
     for client in scheduler.clients.values():
-        tells = bool(client.ids) and not client.held_back
+        tells = bool(client.ids) and not (client.held_back or client.is_full)
         if tells and client not in scheduler.table.dirty_clients:
             raise InternalError(f"what client {client.name} is to hear would never be said")
     for key in scheduler.table.strikes:

@@ -147,7 +147,8 @@ class JournalWriter:
         """Ends that were noted are an entry before whatever comes next."""
         if self._failed:
             for task in self._failed:
-                if task.state == FAILED and self._table.tasks.get(task.id) is task:
+                is_here = self._table.tasks.get(task.id) is task
+                if task.state == FAILED and (is_here or task.status == m.FULL):
                     self._ends[0].append(task.id)
                     self._ends[1].append(task.status)
                     self._ends[2].append(task.value or b"")
@@ -190,7 +191,7 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
                     del sessions[token]
                 sessions[saved.token] = saved
                 if saved.number not in table.clients:
-                    scheduler.client_joined(saved.number, saved.name, saved.depth)
+                    scheduler.client_joined(saved.number, saved.name, saved.depth, saved.user)
                 table.clients[saved.number].functions.clear()
             elif kind == END:
                 saved = sessions.pop(unpackb(data)[0])
@@ -369,8 +370,9 @@ def _end(table: TaskTable, task: TaskRecord, status: int, payload: bytes) -> Non
         task.state = DONE
         task.status = status
         if status == VALUE:
+            task.owner.task_nbytes -= len(task.payload)
             task.payload = b""
-            task.value = payload
+            task.set_value(payload)
             task.nbytes = len(payload)
         else:
             task.nbytes = int.from_bytes(payload, "little")
@@ -388,7 +390,8 @@ def _end(table: TaskTable, task: TaskRecord, status: int, payload: bytes) -> Non
         else:
             table.make_again(task)
     if task.state == FAILED:
-        task.status, task.value = status, payload
+        task.status = status
+        task.set_value(payload)
     else:
         table.fail(task, status, payload)
 

@@ -23,6 +23,10 @@ Request: TypeAlias = tuple[int, int]
 """(session number, the session's own number for the request)."""
 
 
+MAX_REQUESTS = 10_000
+"""Open ones of one session."""
+
+
 class Locks:
     """All locks that somebody holds."""
 
@@ -38,6 +42,8 @@ class Locks:
         requests = self._names.setdefault(session, {})
         if request in requests:
             raise RemoteProtocolError("lock", f"request {request} for a lock was made twice")
+        if len(requests) >= MAX_REQUESTS:
+            raise RemoteProtocolError("lock", f"more than {MAX_REQUESTS} locks of one session")
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = OrderedDict()

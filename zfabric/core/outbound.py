@@ -14,14 +14,24 @@ Outgoing = tuple[int, m.Message]
 
 
 def to_client(client: ClientRecord, out: list[Outgoing], settings: Settings) -> None:
-    """Results, and an empty record again."""
+    """Results, and an empty record again; of very many bytes half a window, and the record keeps
+    the rest."""
     ids, statuses, payloads = client.ids, bytes(client.statuses), client.payloads
     if fits(payloads, settings):
         out.append((client.number, m.Results(ids, statuses, payloads)))
     else:
-        for start, end in slices(payloads, settings):
+        sizes = list(map(len, payloads))
+        room = settings.window_bytes >> 1
+        end = 0
+        for start, end in slices_of(sizes, settings):
             results = m.Results(ids[start:end], statuses[start:end], payloads[start:end])
             out.append((client.number, results))
+            room -= sum(sizes[start:end])
+            if room <= 0:
+                break
+        if end < len(ids):
+            del client.ids[:end], client.statuses[:end], client.payloads[:end]
+            return
     client.ids = []
     client.statuses = bytearray()
     client.payloads = []

@@ -39,6 +39,7 @@ class WorkerRecord:
         "gives",
         "host",
         "ids",
+        "is_full",
         "known",
         "last_done",
         "limits",
@@ -94,6 +95,8 @@ class WorkerRecord:
         self.known: dict[int, None] = {}
         """Ids of the functions that it has, oldest first."""
         self.suspect = False
+        self.is_full = False
+        """It has yet to take in what is on its way to it."""
         self.n_done = 0
         self.last_done = now
         self.recall_sent = False
@@ -115,7 +118,7 @@ class WorkerRecord:
     @property
     def free(self) -> int:
         """Rows that it would still take."""
-        return 0 if self.suspect else self.credit - len(self.rows)
+        return 0 if self.suspect or self.is_full else self.credit - len(self.rows)
 
     def may_ever_run(self, options: TaskOptions) -> bool:
         """Whether it could run such a task if it were empty."""

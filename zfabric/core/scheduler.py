@@ -32,14 +32,17 @@ from zfabric.core.outbound import Outgoing, to_client, to_worker
 from zfabric.core.outcomes import read_text, text_payload
 from zfabric.core.placement import WorkerRecord
 from zfabric.core.placer import Placer
+from zfabric.core.quota import Quota
 from zfabric.core.retry import FAILURES
 from zfabric.core.table import UNFINISHED, TaskTable, count, killed, unknown
 from zfabric.core.tasks import (
     ASSIGNED,
     DONE,
     FAILED,
+    INPUT_NBYTES,
     READY,
     STATE_NAMES,
+    TASK_NBYTES,
     WAITING,
     ClientRecord,
     FunctionRecord,
@@ -56,6 +59,9 @@ but a task that takes whole machines down must end."""
 SETTLED_S = 1.0
 """Seconds without a new worker after which what none of them can run is refused."""
 
+MAX_UNREAD = 100_000
+"""Rows that a client may be due beyond twice the tasks that there are."""
+
 _state = attrgetter("state")
 
 
@@ -64,6 +70,7 @@ class Scheduler:
 
     def __init__(self, settings: Settings = DEFAULTS, now: float = 0.0) -> None:
         self.settings = settings
+        self.quota = Quota(settings)
         self.table = table = TaskTable(settings)
         self.placer = Placer(table)
         self.tasks = table.tasks
@@ -78,9 +85,9 @@ class Scheduler:
 
     # --- peers come and go ------------------------------------------------------------------------
 
-    def client_joined(self, number: int, name: str, depth: int = 0) -> ClientRecord:
+    def client_joined(self, number: int, name: str, depth: int = 0, user: str = "") -> ClientRecord:
         """A new client session."""
-        client = self.clients[number] = ClientRecord(number, name, depth)
+        client = self.clients[number] = ClientRecord(number, name, depth, user)
         return client
 
     def client_left(self, number: int) -> None:
@@ -92,6 +99,8 @@ class Scheduler:
                 task.wanted = False
                 self.table.unneeded.append(task)
         self.table.let_go()
+        client.functions.clear()
+        self.quota.left(client)
 
     def worker_joined(self, worker: WorkerRecord, now: float) -> None:
         """A new worker session, which holds nothing."""
@@ -135,6 +144,8 @@ class Scheduler:
         """Rows from a peer. Raises RemoteProtocolError when they make no sense from it."""
         client = self.clients.get(number)
         if client is not None:
+            if len(client.ids) > MAX_UNREAD and len(client.ids) > 2 * len(self.tasks):
+                raise RemoteProtocolError("unread", "it asks, and does not read the answers")
             handle = _CLIENT_HANDLERS.get(type(message))
             if handle is None:
                 raise RemoteProtocolError("role", f"a client sent {type(message).__name__}")
@@ -149,10 +160,19 @@ class Scheduler:
 
     def submit(self, client: ClientRecord, message: m.Submit, now: float) -> None:
         """New tasks, oldest first."""
+        nbytes = TASK_NBYTES * len(message.ids) + sum(map(len, message.payloads))
+        if not self.settling:
+            # With the functions, which count for themselves when they are taken in.
+            blobs = sum(len(blob) for _, _, blob in message.functions)
+            refusal = self.quota.why_not(client, nbytes + blobs)
+            if refusal:
+                self._refuse(client, message, refusal)
+                return
+        client.task_nbytes += nbytes
         functions = client.functions
         for fn_id, name, blob in message.functions:
             functions.pop(fn_id, None)
-            functions[fn_id] = FunctionRecord(fn_id, name, blob)
+            functions[fn_id] = FunctionRecord(fn_id, name, blob, client)
         tasks = self.tasks
         number = client.number
         deps = dict(message.deps) if message.deps else _NONE
@@ -166,6 +186,10 @@ class Scheduler:
             task = tasks[id_] = TaskRecord(id_, fn, payload, client)
             if options and row in options:
                 task.options = options[row]
+                task.extra = task.options.nbytes
+            if deps and row in deps:
+                task.extra += INPUT_NBYTES * len(deps[row])
+            client.task_nbytes += task.extra
             if deps and row in deps:
                 self.table.link(task, deps[row])
             elif task.options is m.DEFAULT_OPTIONS:
@@ -183,11 +207,29 @@ class Scheduler:
         if self.table.unneeded:
             self.table.let_go()
 
+    def _refuse(self, client: ClientRecord, message: m.Submit, text: str) -> None:
+        """There is no room for these. They leave no trace but their functions, as the client will
+        not send those again."""
+        for fn_id, name, blob in message.functions:
+            client.functions.pop(fn_id, None)
+            client.functions[fn_id] = FunctionRecord(fn_id, name, blob, client)
+        while len(client.functions) > m.MAX_FUNCTIONS:
+            del client.functions[next(iter(client.functions))]
+        payload = text_payload(text)
+        self.quota.refused += len(message.ids)
+        for id_ in message.ids:
+            self.table.say_row(client, id_, m.FULL, payload)
+            if self.table.failed is not None:
+                refused = TaskRecord(id_, None, b"", client)
+                refused.state, refused.status, refused.value = FAILED, m.FULL, payload
+                self.table.failed.append(refused)
+
     def release(self, client: ClientRecord, message: m.Release, now: float) -> None:
         """The client no longer wants these. Unknown ones were released before."""
         tasks = self.tasks
         unneeded = self.table.unneeded
         lost = self.table.lost
+        nbytes = 0
         for id_ in message.ids:
             task = tasks.get(id_)
             if task is None or task.owner is not client:
@@ -197,10 +239,12 @@ class Scheduler:
                 continue
             if task.state == DONE and not task.lineage and not task.deps and not task.holders:
                 del tasks[id_]
+                nbytes += task.own_nbytes
                 if lost:
                     lost.pop(id_, None)
             else:
                 unneeded.append(task)
+        client.task_nbytes -= nbytes
         if unneeded:
             self.table.let_go()
 
@@ -216,7 +260,11 @@ class Scheduler:
         """Run failed tasks again, with a clean record."""
         for id_ in message.ids:
             task = self.tasks.get(id_)
-            if task is None or task.owner is not client or task.state in UNFINISHED:
+            if task is None:
+                text = text_payload("the broker never had room for it; submit it again")
+                self.table.say_row(client, id_, m.FULL, text)
+                continue
+            if task.owner is not client or task.state in UNFINISHED:
                 continue
             if task.state != FAILED or task.fn is None:
                 # It ended well before the client's Cancel came, and the client forgot that; or
@@ -224,18 +272,26 @@ class Scheduler:
                 self.table.tell(task)
                 continue
             task.history = None
-            task.value = None
+            task.set_value(None)
             task.status = 0
             self.table.make_again(task)
         self.table.let_go()
 
     def register(self, client: ClientRecord, message: m.Register, now: float) -> None:
         """Values that a client has put into workers' stores."""
+        needed = TASK_NBYTES * len(message.ids)
+        refusal = "" if self.settling else self.quota.why_not(client, needed)
         for id_, nbytes, numbers in zip(message.ids, message.sizes, message.holders, strict=True):
             if id_ >> COUNTER_BITS != client.number or id_ in self.tasks:
                 raise RemoteProtocolError("register", "an id twice, or another session's")
-            task = self.tasks[id_] = TaskRecord(id_, None, b"", client)
             holders = {self.workers[n] for n in numbers if n in self.workers}
+            if refusal:  # whoever takes it is told that it is not here
+                for worker in holders:
+                    worker.frees.append(id_)
+                    self.table.dirty_workers[worker] = None
+                continue
+            task = self.tasks[id_] = TaskRecord(id_, None, b"", client)
+            client.task_nbytes += TASK_NBYTES
             task.nbytes = nbytes
             if holders or self.settling:
                 task.state = DONE
@@ -301,6 +357,7 @@ class Scheduler:
                 del rows[id_]
                 task.state = DONE
                 task.worker = None
+                task.owner.task_nbytes += len(payload) - len(task.payload)
                 task.payload = b""
                 task.value = payload
                 task.nbytes = len(payload)
@@ -407,15 +464,19 @@ class Scheduler:
                 to_worker(worker, said, self.settings)
             self.table.dirty_workers.clear()
         if self.table.dirty_clients:
+            more: dict[ClientRecord, None] = {}
             for client in self.table.dirty_clients:
-                if not client.held_back:
+                if not (client.held_back or client.is_full):
                     to_client(client, said, self.settings)
-            self.table.dirty_clients.clear()
+                    if client.ids:
+                        more[client] = None
+            self.table.dirty_clients = more
         self.table.said = []
         return said
 
     def tick(self, now: float) -> None:
         """What takes time to become true: rows stuck behind a long one, tasks that fit nowhere."""
+        self.quota.recount(self.clients.values())
         self.placer.recall(now)
         if self.table.due:
             self.table.wake_due(now)
@@ -434,6 +495,20 @@ class Scheduler:
             worker.suspect = suspect
             self.table.must_place = True
 
+    def set_full(self, number: int, is_full: bool) -> None:
+        """A peer has yet to take in what was said to it, or has done so: a worker gets no new rows
+        meanwhile, and what a client is to hear waits."""
+        worker = self.workers.get(number)
+        if worker is not None:
+            worker.is_full = is_full
+            self.table.must_place = True
+            return
+        client = self.clients.get(number)
+        if client is not None:
+            client.is_full = is_full
+            if client.ids and not is_full:
+                self.table.dirty_clients[client] = None
+
     def info(self) -> dict[str, Any]:
         """Figures for people: plain values only."""
         counts = Counter(map(_state, self.tasks.values()))
@@ -448,6 +523,8 @@ class Scheduler:
             },
             "unfit": self.placer.unfit() if self.workers else [],
             "clients": len(self.clients),
+            "bytes": self.quota.nbytes,
+            "refused": self.quota.refused,
             "workers": [_worker_info(w) for w in self.workers.values()],
         }
 

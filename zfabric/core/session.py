@@ -12,8 +12,14 @@ the other end's cumulative ack covers them, and takes in only the next number th
     counted, and a receiver that is behind sends the Nack.
 
 The outbox is the truth, the socket's queue is not. At most `window` messages are on their way
-without an ack, so ZeroMQ's high-water mark is never reached. Acks ride on every message; where
-nothing else is to be said, a Beat carries them after `window / 4` messages.
+without an ack, so ZeroMQ's high-water mark is never reached. Whoever has much to say asks `is_full`
+first: the outbox then holds little more than `window_bytes`. Acks ride on every message; where
+nothing else is to be said, a Beat carries them after a quarter of the window, in messages or bytes.
+
+Relays have a lane of their own, behind all else. As nothing overtakes what a socket has taken, at
+most RELAY_WINDOW bytes of them go out before the other end's Beat says that it has received them.
+What a broken connection swallowed is not waited for, and what got lost in another way is forgiven
+when PATIENCE Beats in a row know of nothing new.
 
 Both ends use this same class. It does no I/O and reads no clock.
 """
@@ -21,11 +27,12 @@ Both ends use this same class. It does no I/O and reads no clock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
 from zfabric.errors import RemoteProtocolError
-from zfabric.messages import Beat, Message, Nack
+from zfabric.messages import Beat, Message, Nack, Relay
 from zfabric.wire import Body, Header
 
 Frames = list[bytes | memoryview]
@@ -33,6 +40,13 @@ Frames = list[bytes | memoryview]
 MAX_CONTROL = 1024
 """Unsequenced messages that wait for a link at most; older ones are dropped, as their senders
 say them again when they still matter."""
+
+RELAY_WINDOW = 2 * 1024 * 1024
+"""Bytes relayed over one link that its other end has not told of: what a control message may have
+to wait for, 16 ms at 1 Gbit/s."""
+
+PATIENCE = 8
+"""Beats."""
 
 
 class Session:
@@ -48,9 +62,15 @@ class Session:
         "_beat_at",
         "_cursor",
         "_control",
-        "_from_control",
+        "_bytes_told",
+        "_lane",
         "_nacked",
         "_outbox",
+        "_queue",
+        "_relay_heard",
+        "_relay_idle",
+        "_relay_sent",
+        "_relay_told",
         "_settings",
         "_starts",
         "_starts_epoch",
@@ -59,9 +79,12 @@ class Session:
         "epoch",
         "gaps",
         "last_heard",
+        "lane_nbytes",
         "load",
+        "nbytes",
         "posted",
         "received",
+        "relayed",
         "token",
     )
 
@@ -83,12 +106,29 @@ class Session:
         """Messages acked + 1 .. posted, oldest first."""
         self._cursor = 0
         """How many of the outbox's messages have been put on the wire."""
+        self.nbytes = 0
+        """Of them."""
         self._control: deque[Body] = deque(maxlen=MAX_CONTROL)
-        self._from_control = False
+        self._lane: deque[Body] = deque()
+        """Relays that wait for the link."""
+        self.lane_nbytes = 0
+        """Of them."""
+        self._relay_sent = 0
+        """Bytes relayed to the peer, and how many of them it has told of:"""
+        self._relay_heard = 0
+        self._relay_idle = 0
+        """Beats in a row that told of no more."""
+        self.relayed = 0
+        """Bytes of Relays from the peer, and how many of them it was told of:"""
+        self._relay_told = 0
+        self._queue = 0
+        """Where next_frames() found what it gave: _CONTROL, _OUTBOX or _LANE."""
         self._starts: dict[int, bytes] = {}
         """The parts of headers that stay the same, by kind, for this epoch:"""
         self._starts_epoch = epoch
         self._ack_told = 0
+        self._bytes_told = 0
+        """Bytes taken in since the last ack."""
         self._nacked = 0
         """The gap that was complained of last, so that each is named once per beat."""
         self._beat_at = now + settings.beat_s
@@ -99,25 +139,38 @@ class Session:
         """Queue a message; returns its number, 0 for one that is not sequenced."""
         body = wire.encode_body(message)
         if not body.sequenced:
-            self._control.append(body)
+            if type(message) is Relay:
+                self._post_relay(body)
+            else:
+                self._control.append(body)
             return 0
         self._outbox.append(body)
+        self.nbytes += body.nbytes
         self.posted += 1
         return self.posted
 
+    def _post_relay(self, body: Body) -> None:
+        if len(self._lane) >= MAX_CONTROL:
+            self.lane_nbytes -= self._lane.popleft().nbytes
+        self._lane.append(body)
+        self.lane_nbytes += body.nbytes
+
     def next_frames(self) -> Frames | None:
         """The next message due on the wire; None when there is none or the window is full."""
+        cursor = self._cursor
+        seq = 0
         if self._control:
-            self._from_control = True
+            self._queue = _CONTROL
             body = self._control[0]
-            seq = 0
-        else:
-            cursor = self._cursor
-            if cursor >= len(self._outbox) or cursor >= self._settings.window:
-                return None
-            self._from_control = False
+        elif cursor < len(self._outbox) and cursor < self._settings.window:
+            self._queue = _OUTBOX
             body = self._outbox[cursor]
             seq = self.acked + cursor + 1
+        elif self._lane and self._relay_sent - self._relay_heard < RELAY_WINDOW:
+            self._queue = _LANE
+            body = self._lane[0]
+        else:
+            return None
         starts = self._starts
         if self._starts_epoch != self.epoch:
             self._starts_epoch = self.epoch
@@ -129,24 +182,32 @@ class Session:
 
     def sent(self) -> None:
         """The transport took what next_frames() gave."""
-        if self._from_control:
+        if self._queue == _OUTBOX:
+            self._cursor += 1
+        elif self._queue == _CONTROL:
             self._control.popleft()
         else:
-            self._cursor += 1
+            body = self._lane.popleft()
+            self.lane_nbytes -= body.nbytes
+            self._relay_sent += _relayed(body.frames[1:])
         self._ack_told = self.received
+        self._bytes_told = 0
 
     def reconnected(self) -> None:
         """The connection broke: whatever is unacked goes out again, behind a Beat that shows
         the other end where this session now lives."""
         self._cursor = 0
         self._nacked = 0
-        self.post(Beat(self.acked, self.load))
+        self._relay_sent = self._relay_heard
+        self._beat()
 
     def pause(self) -> None:
         """The other end is not the one that we spoke with: until go_on() only what is not in
         sequence goes out."""
         self._cursor = len(self._outbox)
         self._control.clear()
+        self._lane.clear()
+        self.lane_nbytes = 0
 
     def go_on(self) -> None:
         """The other end begins anew, with our messages up to an ack that came with its first:
@@ -155,29 +216,33 @@ class Session:
         self._ack_told = 0
         self._nacked = 0
         self._cursor = 0
+        self._relay_sent = self._relay_heard = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the peer has yet to take so much that more of it can wait."""
+        settings = self._settings
+        return len(self._outbox) >= settings.window or self.nbytes >= settings.window_bytes
 
     @property
     def n_unacked(self) -> int:
         """Messages that the peer may not have."""
         return len(self._outbox)
 
-    def unacked_nbytes(self) -> int:
-        """Bytes kept for the peer. Counted anew each time, for moments when nothing moves."""
-        return sum(body.nbytes for body in self._outbox)
-
     @property
     def has_unsent(self) -> bool:
         """Whether next_frames() would give one."""
         cursor = self._cursor
-        return bool(self._control) or (
-            cursor < len(self._outbox) and cursor < self._settings.window
-        )
+        if self._control or (cursor < len(self._outbox) and cursor < self._settings.window):
+            return True
+        return bool(self._lane) and self._relay_sent - self._relay_heard < RELAY_WINDOW
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def receive(self, header: Header, message: Message, now: float) -> bool:
+    def receive(self, header: Header, message: Message, now: float, nbytes: int = 0) -> bool:
         """Whether to hand the message to the machine. Beats and Nacks are handled here.
 
+        nbytes: of a message in sequence.
         Raises RemoteProtocolError when the peer acknowledges what was never sent.
         """
         self.last_heard = now
@@ -187,16 +252,27 @@ class Session:
         if seq:
             if seq == self.received + 1:
                 self.received = seq
-                if seq - self._ack_told >= self._settings.window >> 2:
-                    self.post(Beat(self._sent(), self.load))
+                self._bytes_told += nbytes
+                if (
+                    seq - self._ack_told >= self._settings.window >> 2
+                    or self._bytes_told >= self._settings.window_bytes >> 2
+                ):
+                    self._beat()
                     self._ack_told = seq
+                    self._bytes_told = 0
                 return True
             if seq <= self.received:
                 self.duplicates += 1
             else:
                 self._complain()
             return False
+        if isinstance(message, Relay):
+            self.relayed += _relayed(message.frames)
+            if self.relayed - self._relay_told >= RELAY_WINDOW >> 2:
+                self._beat()
+            return True
         if isinstance(message, Beat):
+            self._on_relayed(message.relayed)
             if message.sent > self.received:
                 self._nacked = 0
                 self._complain()
@@ -211,9 +287,21 @@ class Session:
             raise RemoteProtocolError("ack", f"message {ack} acknowledged, {self.posted} sent")
         outbox = self._outbox
         for _ in range(ack - self.acked):
-            outbox.popleft()
+            self.nbytes -= outbox.popleft().nbytes
         self._cursor = max(0, self._cursor - (ack - self.acked))
         self.acked = ack
+
+    def _on_relayed(self, relayed: int) -> None:
+        if relayed > self._relay_heard:
+            self._relay_heard = relayed
+            self._relay_idle = 0
+            # What was forgiven has come after all, or another incarnation counted it.
+            self._relay_sent = max(self._relay_sent, relayed)
+        elif self._relay_sent > self._relay_heard:
+            self._relay_idle += 1
+            if self._relay_idle >= PATIENCE:
+                self._relay_idle = 0
+                self._relay_sent = self._relay_heard
 
     def _complain(self) -> None:
         expected = self.received + 1
@@ -235,10 +323,19 @@ class Session:
         if now >= self._beat_at:
             # What a full link could not take yet is not worth saying twice.
             if len(self._control) < 4:
-                self.post(Beat(self._sent(), self.load))
+                self._beat()
             self._nacked = 0
             self._beat_at = now + self._settings.beat_s
         return self._beat_at
 
-    def _sent(self) -> int:
-        return self.acked + self._cursor
+    def _beat(self) -> None:
+        self._relay_told = self.relayed
+        self.post(Beat(self.acked + self._cursor, self.load, self.relayed))
+
+
+_CONTROL, _OUTBOX, _LANE = range(3)
+
+
+def _relayed(frames: Sequence[bytes | memoryview]) -> int:
+    """Bytes that one Relay carries."""
+    return sum(map(len, frames))

@@ -237,7 +237,7 @@ class Submitter:
                 room -= 9 * len(row_deps)
             if row_options is not None:
                 options.append((row, row_options))
-                room -= _nbytes(row_options)
+                room -= row_options.nbytes
             row += 1
             if room <= 0 or len(functions) >= MAX_FUNCTIONS:
                 break
@@ -282,14 +282,15 @@ class Submitter:
     def inventory(self) -> list[Inventory]:
         """After a restart of the broker: of which tasks we have yet to hear the end.
 
-        Not of those whose Retry is still to leave: an end that is known now is the one before.
+        Not of those whose Retry is still to leave: an end that is known now is the one before. But
+        where that Retry waits for the end of what was cancelled, it waits for just that one.
         What the broker does not know yet it will get behind this.
         """
         waiting = {o.id for o in list(self.outcomes.values()) if o.status == PENDING}
-        waiting |= self._cancelled
         for _, message in self._named:
             if type(message) is Retry:
                 waiting.difference_update(message.ids)
+        waiting |= self._cancelled
         ids = sorted(waiting)
         most = self._settings.batch_rows
         parts = []
@@ -432,9 +433,3 @@ class Submitter:
             outcome.payload = payload
             outcome.status = status
         self.n_settled += len(outcomes)
-
-
-def _nbytes(options: TaskOptions) -> int:
-    """About what options take in a frame: texts can be long, and four bytes a character."""
-    names = [*options.workers, *options.resources, *options.retry_on, options.key]
-    return 64 + 4 * sum(map(len, names)) + 8 * len(names) + 9 * len(options.resources)

@@ -131,7 +131,7 @@ class TaskTable:
             again = stack.pop()
             if again.state != WAITING:
                 continue  # failed meanwhile, with an input of its own
-            again.value = None
+            again.set_value(None)
             again.nbytes = 0
             again.worker = None
             again.attempt = max(again.attempt, self.least_attempt)
@@ -312,7 +312,7 @@ class TaskTable:
                 self.later.pop(failed.id, None)
             failed.state = FAILED
             failed.status = status
-            failed.value = payload
+            failed.set_value(payload)
             self.n_failed += 1
             if self.failed is not None:
                 self.failed.append(failed)
@@ -407,6 +407,7 @@ class TaskTable:
                     unneeded.append(dep)
             task.deps = ()
             del tasks[task.id]
+            task.owner.task_nbytes -= task.own_nbytes
             if self.later:
                 self.later.pop(task.id, None)
             if self.strikes:

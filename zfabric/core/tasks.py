@@ -40,15 +40,29 @@ RELEASED = 5
 STATE_NAMES = ("waiting", "ready", "running", "finished", "failed", "released")
 
 
+TASK_NBYTES = 512
+"""About what the record of a task takes, without what it carries."""
+
+
+INPUT_NBYTES = 128
+"""About what it takes that a task knows its input, and the input the task."""
+
+
 class FunctionRecord:
-    """A function's blob. Tasks hold the record, so it lives as long as one may need it."""
+    """A function's blob. Tasks hold the record, so it lives as long as one may need it, and counts
+    for its session until then."""
 
-    __slots__ = ("blob", "id", "name")
+    __slots__ = ("blob", "id", "name", "owner")
 
-    def __init__(self, id_: int, name: str, blob: bytes) -> None:
+    def __init__(self, id_: int, name: str, blob: bytes, owner: ClientRecord) -> None:
         self.id = id_
         self.name = name
         self.blob = blob
+        self.owner = owner
+        owner.blob_nbytes += len(blob)
+
+    def __del__(self) -> None:
+        self.owner.blob_nbytes -= len(self.blob)
 
 
 class TaskRecord:
@@ -58,6 +72,7 @@ class TaskRecord:
         "attempt",
         "dependents",
         "deps",
+        "extra",
         "fn",
         "history",
         "holders",
@@ -85,6 +100,8 @@ class TaskRecord:
         self.owner = owner
         self.options: TaskOptions = DEFAULT_OPTIONS
         self.deps: tuple[TaskRecord, ...] = ()
+        self.extra = 0
+        """Bytes that its options and inputs came with, for the account of its session."""
         self.dependents: dict[TaskRecord, None] | None = None
         """Tasks that still need this one's value, oldest first (a dict, as sets of records
         would come in an order that differs from run to run)."""
@@ -103,6 +120,16 @@ class TaskRecord:
         self.history: list[tuple[int, str]] | None = None
         """(how it ended, text) per attempt that gave no value, oldest first; how: ERROR, LATE,
         OVERSIZE, DIED or LOST."""
+
+    def set_value(self, value: bytes | None) -> None:
+        """Another value, or none, on its session's account."""
+        self.owner.task_nbytes += len(value or b"") - len(self.value or b"")
+        self.value = value
+
+    @property
+    def own_nbytes(self) -> int:
+        """What it takes here."""
+        return TASK_NBYTES + self.extra + len(self.payload) + len(self.value or b"")
 
     @property
     def name(self) -> str:
@@ -125,18 +152,28 @@ class ClientRecord:
     """A client session, and the rows that go out to it at the end of this turn."""
 
     __slots__ = (
+        "blob_nbytes",
         "depth",
         "functions",
         "held_back",
         "ids",
+        "is_full",
         "name",
         "number",
         "payloads",
         "statuses",
+        "task_nbytes",
+        "user",
     )
 
-    def __init__(self, number: int, name: str, depth: int = 0) -> None:
+    def __init__(self, number: int, name: str, depth: int = 0, user: str = "") -> None:
+        """user: whose key it came with; "" without keys."""
         self.number = number
+        self.user = user
+        self.task_nbytes = 0
+        """What its tasks and their small values take here; see core.quota."""
+        self.blob_nbytes = 0
+        """What its functions take, until the last task that holds one is gone."""
         self.name = name
         self.depth = depth
         self.functions: dict[int, FunctionRecord] = {}
@@ -146,3 +183,11 @@ class ClientRecord:
         self.payloads: list[bytes] = []
         self.held_back = False
         """Nothing goes out to it until it has said what it waits for."""
+        self.is_full = False
+        """Nor until it has taken in what is on its way: meanwhile rows refer to values that the
+        table holds anyway."""
+
+    @property
+    def nbytes(self) -> int:
+        """All that it takes."""
+        return self.task_nbytes + self.blob_nbytes

@@ -29,6 +29,12 @@ a transfer may take of the sender's memory and of a link's queues."""
 
 FIRST_NBYTES = 64 * 1024
 
+RELAY_PART = 256 * 1024
+"""Bytes of a part that comes by way of the broker, which is busy with it for so long."""
+
+RELAY_PARTS = 16
+"""Such parts asked for at a time by one end, whatever the number of values."""
+
 FIRST_ANSWER_S = 1.0
 """Until a source that was never heard counts as out of reach."""
 
@@ -106,8 +112,11 @@ class Download:
         """When to call tick()."""
         return self._due
 
-    def requests(self) -> list[Fetch]:
-        """What to ask the current source for now."""
+    def requests(self, part: int = 0, ahead: int = WINDOW) -> list[Fetch]:
+        """What to ask the current source for now.
+
+        part: bytes at a time, where that should be less than a chunk.  ahead: parts at a time.
+        """
         asked: list[Fetch] = []
         if self.has_failed:
             return asked
@@ -116,8 +125,9 @@ class Download:
                 self._expected[0] = FIRST_NBYTES
                 asked.append(Fetch(self.id, 0, FIRST_NBYTES))
             return asked
-        while self._next < self._total and len(self._expected) < WINDOW:
-            length = min(self._chunk, self._total - self._next)
+        part = min(part, self._chunk) if part else self._chunk
+        while self._next < self._total and len(self._expected) < ahead:
+            length = min(part, self._total - self._next)
             self._expected[self._next] = length
             asked.append(Fetch(self.id, self._next, length))
             self._next += length

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,13 +23,15 @@ from typing import Any
 from zfabric import __version__
 from zfabric.config import Settings
 from zfabric.core.admission import Admission
-from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry, JournalDamaged
+from zfabric.core.session_record import SessionRecord
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
 from zfabric.ids import MAX_SESSION
 from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
+from zfabric.runtime.host_memory import usual_limit
 from zfabric.runtime.journal import RETRY_S, Journal, JournalFailed
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.recording import RecordedMachine, Recorder
@@ -38,6 +41,9 @@ log = logging.getLogger(__name__)
 
 DRAIN = 512
 """Messages taken in per turn at most, so that no flood keeps answers from leaving."""
+
+DRAIN_BYTES = 4 * 1024 * 1024
+"""Bytes taken in per turn, about: of relays for instance, which keep nobody waiting for long."""
 
 RETRY_FULL_S = 0.005
 """When to try a peer again whose link was full."""
@@ -156,6 +162,8 @@ class BrokerLoop:
                 n_messages += 1
                 n_bytes += sum(map(len, frames))
                 receive(peer, frames, now)
+                if n_bytes > DRAIN_BYTES:
+                    break
             else:
                 self.machine.gone(peer, now)
         self._drain = DRAIN if n_messages != 1 else 1
@@ -325,6 +333,8 @@ def new_machine(
 ) -> BrokerMachine:
     """A broker that has just begun, or goes on with a journal. Raises JournalDamaged."""
     epoch = int.from_bytes(os.urandom(4), "little") or 1
+    if not settings.broker_bytes:
+        settings = replace(settings, broker_bytes=usual_limit())
     arguments: dict[str, Any] = {
         "epoch": epoch,
         "first_number": 1 + epoch % (MAX_SESSION // 2),

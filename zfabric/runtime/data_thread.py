@@ -229,7 +229,8 @@ class DataThread:
         now = monotonic()
         # A Fetch may ask for what we hold, or for more of what we put somewhere.
         name = f"session {peer} by way of the broker"
-        if self._server is None or not self._server.on_message(message, reply, name, now):
+        server = self._server
+        if server is None or not server.on_message(message, reply, name, now, is_relayed=True):
             self._fetcher.on_relay(peer, message, now)
 
     def _relay_out(self, peer: int, frames: list[Any]) -> None:

@@ -15,7 +15,14 @@ from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.codec.layout import Laid
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.transfer import Destination, Download, Source, Upload
+from zfabric.core.transfer import (
+    RELAY_PART,
+    RELAY_PARTS,
+    Destination,
+    Download,
+    Source,
+    Upload,
+)
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
 from zfabric.keys import KeyPair
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
@@ -294,7 +301,8 @@ class Fetcher:
                 return
             if isinstance(machine, Download):
                 at = machine.source
-                sent = all(self._ask(move, at, request, now) for request in machine.requests())
+                requests = self._requests(move, machine)
+                sent = all(self._ask(move, at, request, now) for request in requests)
             else:
                 at = machine.target
                 sent = True
@@ -303,6 +311,18 @@ class Fetcher:
                     sent = self._send(move, at, machine.first(), now)
             if sent:
                 return
+
+    def _requests(self, move: _Move, machine: Download) -> list[Fetch]:
+        """By way of the broker all moves share what one link should have to carry."""
+        if move.ways[machine.source][1]:
+            return machine.requests()
+        n = sum(
+            isinstance(other.machine, Download)
+            and not other.machine.has_failed
+            and not other.ways[other.machine.source][1]
+            for other in self._moves.values()
+        )
+        return machine.requests(RELAY_PART, max(1, RELAY_PARTS // max(1, n)))
 
     # --- ways ---------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ from typing import Any
 from msgpack import Packer
 
 from zfabric.core.admission import Admission
-from zfabric.core.broker import BrokerMachine, Frames, Peer, SessionRecord
+from zfabric.core.broker import BrokerMachine, Frames
+from zfabric.core.session_record import Peer, SessionRecord
 from zfabric.errors import ConfigError
 from zfabric.wire import PROTOCOL
 

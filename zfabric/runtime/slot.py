@@ -35,7 +35,7 @@ from zfabric.runtime import slot_context
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.slot_context import SlotContext
 from zfabric.runtime.slot_protocol import BATCH_END, FLUSH_NS
-from zfabric.runtime.slot_values import MISSING, InFile, inlay, mapped, outlay
+from zfabric.runtime.slot_values import MISSING, InFile, inlay, mapped, mapped_shared, outlay
 
 FLUSH_ROWS = 128
 RECV_NBYTES = 1 << 16
@@ -69,6 +69,8 @@ class Slot:
         self._fds: deque[int] = deque()
         self._rows: list[Any] = []
         self._kept: dict[int, bytes] = {}
+        self._mappings: dict[int, memoryview] = {}
+        """Stored values that several rows may read: the supervisor says how long."""
         self._skipping = False
         """The token of the next row was gone: rows are dropped until RESET."""
         self._claimed = 0
@@ -315,6 +317,9 @@ class Slot:
                 self._blobs.pop(fn, None)
                 self._names.pop(fn, None)
                 self._functions.pop(fn, None)
+        elif kind == p.UNMAP:
+            for id_ in marshal.loads(body):
+                self._mappings.pop(id_, None)
 
     def _on_reset(self) -> None:
         """The rows before it run if they have tokens; all the others are the supervisor's."""
@@ -331,8 +336,12 @@ class Slot:
         places = row[4]
         for index, place in enumerate(places):
             if type(place) is tuple:
-                sizes, data = place
-                if data is None:
+                sizes, data = place[:2]
+                if len(place) == 3:
+                    if place[2]:
+                        self._mappings[data] = mapped_shared(self._fds.popleft())
+                    places[index] = (sizes, self._mappings[data])
+                elif data is None:
                     places[index] = (sizes, mapped(self._fds.popleft()))
                 else:
                     places[index] = (sizes, memoryview(bytearray(data)))

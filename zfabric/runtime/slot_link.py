@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from zfabric.errors import CodecError, InternalError
 from zfabric.messages import STORED
 from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.kept_mappings import KeptMappings
 from zfabric.runtime.slot_values import write_all
 from zfabric.runtime.store import Store, Value
 
@@ -64,6 +65,7 @@ class SlotLink:
         """Rows whose outcome was taken in: the index of the next one."""
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._resetting = False
+        self.mappings = KeptMappings()
 
     # --- towards the slot ---------------------------------------------------------------------
 
@@ -82,10 +84,12 @@ class SlotLink:
         if functions:
             self._send(p.FUNCTIONS, marshal.dumps(functions, 2))
         fds: list[int] = []
+        has_values = False
         try:
             for row in rows:
                 if len(row) > 4:
-                    row[4] = [_place(v, store, fds) if type(v) is tuple else v for v in row[4]]
+                    has_values = True
+                    self._find_values(row, store, fds)
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -93,6 +97,26 @@ class SlotLink:
         # Tokens first: a row without one would count as taken back.
         os.eventfd_write(self._tokens, len(rows))
         self._send(p.ROWS, marshal.dumps(rows, 2), fds)
+        if has_values:
+            self._unmap(self.mappings.trim(store.mapping_limit))
+
+    def _find_values(self, row: Any, store: Store, fds: list[int]) -> None:
+        """Replace references to the store by what the slot understands. A call's own large
+        arguments are the last of them; nobody else reads them, so the task may write there."""
+        places = row[4] = list(row[4])
+        own = len(places) - 1 if not row[3] else -1
+        for index, place in enumerate(places):
+            if type(place) is tuple:
+                mappings = None if index == own else self.mappings
+                places[index] = _place(place[0], store, fds, mappings)
+
+    def unmap(self, ids: Sequence[int]) -> None:
+        """Values have left the store, or its memory: the slot lets go of what it keeps mapped."""
+        self._unmap(self.mappings.discard(ids))
+
+    def _unmap(self, ids: Sequence[int]) -> None:
+        if ids:
+            self._send(p.UNMAP, marshal.dumps(list(ids), 2))
 
     def forget(self, fns: Sequence[int]) -> None:
         """Let the slot drop functions."""
@@ -284,18 +308,27 @@ class SlotLink:
         self._unsent.clear()
 
 
-def _place(reference: tuple[int], store: Store, fds: list[int]) -> tuple[Any, Any]:
-    """A stored value as the slot reads it; a copy of its descriptor goes to `fds`.
+def _place(
+    id_: int, store: Store, fds: list[int], mappings: KeptMappings | None
+) -> tuple[Any, ...]:
+    """A stored value as the slot reads it; a copy of its descriptor goes to `fds` where needed.
 
+    mappings: None for a value that is mapped for one row alone.
     Raises CodecError for a value that the disk has lost.
     """
-    with store.holding(reference[0]) as value:
+    with store.holding(id_) as value:
         if value is None:
-            raise CodecError(f"value {reference[0]:x} is not in the store any more")
+            raise CodecError(f"value {id_:x} is not in the store any more")
         if value.fd < 0:
             return value.sizes, bytes(value.area)
+        if mappings is not None and mappings.has(id_, value.serial):
+            return value.sizes, id_, False
         fds.append(os.dup(value.fd))
-        return value.sizes, None
+        if mappings is None:
+            return value.sizes, None
+        mappings.add(id_, value.serial, value.nbytes)
+        value.is_shown = True
+        return value.sizes, id_, True
 
 
 def _value(payload: bytes, fd: int) -> Value:

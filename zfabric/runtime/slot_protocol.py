@@ -25,7 +25,8 @@ FRAME = Struct("<IB")
 # Supervisor to slot.
 ROWS = 1
 """marshal of a list of rows; see core.supervisor_effects.SendRows. A stored value is
-(sizes, bytes), or (sizes, None) with its file descriptor sent ahead."""
+(sizes, bytes); (sizes, None) with its file descriptor sent ahead, for this row alone; or
+(sizes, id, is_new): shared, and kept mapped under that id, its descriptor sent ahead when new."""
 FUNCTIONS = 2
 """marshal of a list of (function id, name, blob)."""
 RESET = 3
@@ -37,6 +38,8 @@ DESCRIPTORS = 6
 """One byte; it brings descriptors for the next frame."""
 LARGE = 7
 """u8: the type of the frame that lies in the next descriptor's file."""
+UNMAP = 8
+"""marshal of a list of value ids whose mappings are kept no longer."""
 
 # Slot to supervisor.
 READY = 16

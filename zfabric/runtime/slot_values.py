@@ -94,6 +94,15 @@ def mapped(fd: int) -> memoryview:
         os.close(fd)
 
 
+def mapped_shared(fd: int) -> memoryview:
+    """All of a file as memory that is shared, and so read-only. Closes `fd`."""
+    try:
+        nbytes = os.fstat(fd).st_size
+        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ))
+    finally:
+        os.close(fd)
+
+
 def inlay(places: Sequence[Any], kept: dict[int, bytes], args_last: bool) -> tuple[Any, Any]:
     """(values, frames of the call) from the places that a row names.
 
@@ -117,5 +126,5 @@ def inlay(places: Sequence[Any], kept: dict[int, bytes], args_last: bool) -> tup
             frames = layout.split(area, sizes)
             if args_last and index == last:
                 return values, frames
-            values.append(loads(frames))
+            values.append(loads(frames, writable=not area.readonly))
     return values, None

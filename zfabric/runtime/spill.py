@@ -1,12 +1,17 @@
-"""Values on disk: a few unnamed files, with a checksum for each value.
+"""Values on disk, or packed in memory: a few unnamed files that hold many values each.
 
 The files never have a name, so only this process can open them, and a kill leaves nothing behind.
 A value is appended to the current file; a file whose values are all gone is closed, which frees its
 space. So there is one descriptor per FILE_NBYTES on disk, however small the values are.
+
+In memory the same thing packs small values, each of which would take a descriptor of its own.
+There a freed value's pages are given back at once, and nothing needs a checksum.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import tempfile
 import threading
@@ -34,6 +39,7 @@ class _File:
 class Spilled(NamedTuple):
     """Where a value lies."""
 
+    files: SpillFiles
     file: _File
     offset: int
     nbytes: int
@@ -41,10 +47,12 @@ class Spilled(NamedTuple):
 
 
 class SpillFiles:
-    """directory: where; "" for the system's for temporary files. Any thread may use this."""
+    """directory: where; "" for the system's for temporary files.  in_memory: there, and nowhere
+    else. Any thread may use this."""
 
-    def __init__(self, directory: str = "") -> None:
+    def __init__(self, directory: str = "", in_memory: bool = False) -> None:
         self._directory = directory or tempfile.gettempdir()
+        self._in_memory = in_memory
         self._lock = threading.Lock()
         self._current: _File | None = None
 
@@ -53,15 +61,22 @@ class SpillFiles:
         with self._lock:
             file = self._current
             if file is None or file.end >= FILE_NBYTES:
-                file = self._current = _File(_unnamed(self._directory))
+                file = self._current = _File(
+                    os.memfd_create("zfabric-pack", os.MFD_CLOEXEC)
+                    if self._in_memory
+                    else _unnamed(self._directory)
+                )
             offset = file.end
             file.end += data.nbytes
+            if self._in_memory:
+                file.end = _whole_pages(file.end)
             file.n_values += 1
         checksum = 0
         try:
             for start in range(0, data.nbytes, PIECE):
                 piece = data[start : start + PIECE]
-                checksum = zlib.crc32(piece, checksum)
+                if not self._in_memory:
+                    checksum = zlib.crc32(piece, checksum)
                 at = offset + start
                 while piece:
                     written = os.pwrite(file.fd, piece, at)
@@ -70,7 +85,7 @@ class SpillFiles:
         except OSError:
             self._let_go(file)
             raise
-        return Spilled(file, offset, data.nbytes, checksum)
+        return Spilled(self, file, offset, data.nbytes, checksum)
 
     def read(self, part: Spilled, to: Destination) -> None:
         """Bring bytes back. Raises CodecError when they are not what was written, OSError."""
@@ -79,7 +94,8 @@ class SpillFiles:
             piece = os.pread(part.file.fd, min(PIECE, part.nbytes - at), part.offset + at)
             if not piece:
                 raise CodecError("a value on disk is shorter than it was")
-            checksum = zlib.crc32(piece, checksum)
+            if not self._in_memory:
+                checksum = zlib.crc32(piece, checksum)
             to[at : at + len(piece)] = piece
             at += len(piece)
         if checksum != part.checksum:
@@ -87,6 +103,9 @@ class SpillFiles:
 
     def free(self, part: Spilled) -> None:
         """Forget a value. Once for each."""
+        if self._in_memory:
+            with contextlib.suppress(OSError, ValueError):  # then they go with the file
+                _give_back(part)
         self._let_go(part.file)
 
     def _let_go(self, file: _File) -> None:
@@ -98,6 +117,19 @@ class SpillFiles:
                 os.close(file.fd)
 
 
+def _whole_pages(nbytes: int) -> int:
+    return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _give_back(part: Spilled) -> None:
+    """Return a packed value's pages to the kernel; the file keeps its length."""
+    nbytes = _whole_pages(part.nbytes)
+    if os.fstat(part.file.fd).st_size < part.offset + nbytes:
+        nbytes = part.nbytes
+    with mmap.mmap(part.file.fd, nbytes, offset=part.offset) as pages:
+        pages.madvise(mmap.MADV_REMOVE)
+
+
 def _unnamed(directory: str) -> int:
     """A file without a name. Raises OSError."""
     try:
@@ -106,14 +138,3 @@ def _unnamed(directory: str) -> int:
         fd, path = tempfile.mkstemp(prefix="zfabric-", dir=directory)
         os.unlink(path)
         return fd
-
-
-def usual_limit() -> int:
-    """Bytes: six tenths of this host's memory, or of what its container may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            total = min(total, int(file.read()))
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return total * 6 // 10

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import mmap
 import os
+import resource
 import sys
 import threading
 from collections import OrderedDict, deque
@@ -39,6 +41,20 @@ PAUSE_AT = 0.8
 
 RETRY_S = 5.0
 """After which a disk that failed is tried again."""
+
+MAPPING_SHARE = 1 / 16
+"""Of the limit: what one slot may keep mapped of values, some of which may have left the store."""
+
+PACKED_NBYTES = 2**20
+"""Values up to this size are packed, many in one file, when they take too many descriptors."""
+
+MOST_DESCRIPTORS = 8192
+"""Of such values, or a quarter of what the process may have, if that is less."""
+
+UNLIMITED_MAPPINGS = 2**30
+"""Bytes: the same where there is no limit."""
+
+_serials = itertools.count(1)
 
 
 class _File:
@@ -83,10 +99,11 @@ class Value:
     """One value: its frames' sizes in bytes, and their area as `codec.layout` lays them out.
 
     nbytes: of the area.  fd: the memfd with it, -1 for a small one, which is in memory of its
-    own. The memory lives as long as somebody has a view of it.
+    own. The memory lives as long as somebody has a view of it.  serial: names that memory: it is
+    another one after a stay on disk.  is_shown: whether a slot keeps it mapped, perhaps.
     """
 
-    __slots__ = ("_area", "fd", "lock", "nbytes", "sizes", "spilled")
+    __slots__ = ("_area", "fd", "is_shown", "lock", "nbytes", "serial", "sizes", "spilled")
 
     def __init__(
         self, sizes: Sequence[int], area: memoryview | None, fd: int = -1, nbytes: int = 0
@@ -94,6 +111,8 @@ class Value:
         self.sizes = tuple(sizes)
         self.nbytes = nbytes if area is None else area.nbytes
         self.fd = fd
+        self.serial = next(_serials)
+        self.is_shown = False
         self._area = area
         self.lock = threading.Lock()
         """Held while it moves between memory and disk. Never taken by who has a store's lock."""
@@ -195,6 +214,7 @@ class Value:
     def enter_memory(self, fresh: Value) -> None:
         """Take over the memory of a value that was read from disk."""
         self.fd, fresh.fd = fresh.fd, -1
+        self.serial = fresh.serial
         self._area = fresh._area
         self.spilled = None
 
@@ -212,12 +232,16 @@ class Store:
     """Values by id. Any thread may use it.
 
     limit: bytes of values in memory at most; 0: no limit.  files: where values go before that.
-    on_change: called, in any thread, when `is_full` may have changed or values were lost.
+    on_change: called, in any thread, when `is_full` may have changed, values were lost, or values
+    that slots may keep mapped have left memory.
+    most_descriptors: that small values may take; 0: by what the process may have.
+    mapping_limit: bytes that one slot may keep mapped.
     nbytes, spilled_nbytes: of values in memory, and on disk.
     trouble: why the disk does not take values, "" when it does.
 
-    From SPILL_AT of the limit on a thread moves those that were used least recently to disk. They
-    come back when somebody asks for them.
+    From SPILL_AT of the limit on a thread moves those that were used least recently to disk. Small
+    values that take too many descriptors are packed, by the same thread. They come back when
+    somebody asks for them.
     """
 
     def __init__(
@@ -225,21 +249,32 @@ class Store:
         limit: int = 0,
         files: SpillFiles | None = None,
         on_change: Callable[[], None] = lambda: None,
+        most_descriptors: int = 0,
     ) -> None:
         self._lock = threading.RLock()
         self._values: dict[int, Value] = {}
         self._in_memory: OrderedDict[int, Value] = OrderedDict()
-        """Those that are not on disk, the least recently used first."""
+        """Those that have memory of their own, the least recently used first."""
+        self._small: OrderedDict[int, Value] = OrderedDict()
+        """Those of them that could be packed, in the same order."""
+        self._packed: OrderedDict[int, Value] = OrderedDict()
+        self._packs = SpillFiles(in_memory=True)
+        self._most_descriptors = most_descriptors or min(
+            MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        )
         self._limit = limit
+        self.mapping_limit = int(MAPPING_SHARE * limit) or UNLIMITED_MAPPINGS
         self._files = files
         self._on_change = on_change
         self._need = threading.Event()
         self._spiller: threading.Thread | None = None
         self._closing = False
         self._lost: list[int] = []
+        self._left: list[int] = []
         self._leftover: deque[Value] = deque()
         """Freed values whose memory and disk is still to be given back."""
         self._retry_at = 0.0
+        self._told_full = False
         self.nbytes = 0
         self.spilled_nbytes = 0
         self.trouble = ""
@@ -262,13 +297,14 @@ class Store:
         """Hold a value from now on; one that was there under the id goes."""
         if id_ in self._values or self._leftover:
             self.free((id_,))
-        was_full = self.is_full
         with self._lock:
-            self._values[id_] = self._in_memory[id_] = value
+            self._values[id_] = value
+            self._has_memory(id_, value)
             self.nbytes += value.nbytes
+        while len(self._small) > 2 * self._most_descriptors and self._pack_one():
+            pass
         self._look()
-        if self.is_full and not was_full:
-            self._on_change()
+        self._tell_full()
 
     def get(self, id_: int) -> Value | None:
         """The value, in memory; None if it is not here."""
@@ -284,6 +320,8 @@ class Store:
                 if value is None or value.spilled is None:
                     if value is not None:
                         self._in_memory.move_to_end(id_)
+                        if id_ in self._small:
+                            self._small.move_to_end(id_)
                     yield value
                     return
             self._bring_back(id_, value)
@@ -300,19 +338,28 @@ class Store:
 
     def free(self, ids: Iterable[int]) -> None:
         """Forget values; those that are not here do not matter."""
-        was_full = self.is_full
         gone = []
         with self._lock:
             for id_ in ids:
                 value = self._values.pop(id_, None)
                 if value is not None:
                     gone.append(value)
-                    if self._in_memory.pop(id_, None) is not None:
+                    self._small.pop(id_, None)
+                    if self._in_memory.pop(id_, None) or self._packed.pop(id_, None):
                         self.nbytes -= value.nbytes
         self._leftover.extend(gone)
         self._clean_up()
-        if was_full and not self.is_full:
-            self._on_change()
+        self._tell_full()
+
+    def _tell_full(self) -> None:
+        """Say that `is_full` has changed. What was said last is what counts: if each thread
+        compared with what it saw before its own step, a change between the steps of two would be
+        said by neither, and a worker would pause for ever."""
+        with self._lock:
+            if self.is_full is self._told_full:
+                return
+            self._told_full = not self._told_full
+        self._on_change()
 
     def _clean_up(self) -> None:
         """Let go of freed values, but for those that are just on their way to or from disk."""
@@ -330,10 +377,10 @@ class Store:
             finally:
                 value.lock.release()
             if part is not None:
-                assert self._files is not None
-                with self._lock:
-                    self.spilled_nbytes -= part.nbytes
-                self._files.free(part)
+                if part.files is not self._packs:
+                    with self._lock:
+                        self.spilled_nbytes -= part.nbytes
+                part.files.free(part)
 
     def clear(self) -> None:
         """Forget all values."""
@@ -348,6 +395,11 @@ class Store:
         self.clear()
 
     # --- memory and disk ----------------------------------------------------------------------
+
+    def _has_memory(self, id_: int, value: Value) -> None:
+        self._in_memory[id_] = value
+        if value.fd >= 0 and value.nbytes <= PACKED_NBYTES:
+            self._small[id_] = value
 
     def make_room(self, nbytes: int) -> bool:
         """Move values to disk, here and now, until so many more bytes are within the limit.
@@ -365,8 +417,17 @@ class Store:
             lost, self._lost = self._lost, []
             return lost
 
+    def left(self) -> list[int]:
+        """Values that went to disk and that slots may still have mapped, since this was last
+        asked."""
+        with self._lock:
+            left, self._left = self._left, []
+            return left
+
     def _look(self) -> None:
-        if not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit:
+        if len(self._small) <= self._most_descriptors and (
+            not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit
+        ):
             return
         if self._spiller is None and not self._closing:
             self._spiller = threading.Thread(target=self._spill, name="zfabric-spill", daemon=True)
@@ -379,24 +440,26 @@ class Store:
             self._need.wait()
             self._need.clear()
             self._clean_up()
-            while not self._closing and self.nbytes > SPILL_AT * self._limit:
-                was_full = self.is_full
+            while not self._closing and len(self._small) > self._most_descriptors:
+                if not self._pack_one():
+                    break
+            while self._limit and not self._closing and self.nbytes > SPILL_AT * self._limit:
                 if not self._spill_one():
                     break
-                if was_full and not self.is_full:
-                    self._on_change()
 
     def _spill_one(self) -> bool:
         """Move the value that was used least recently to disk. False: nothing can be moved."""
         if self._files is None or monotonic() < self._retry_at:
             return False
         with self._lock:
-            if not self._in_memory:
+            among = self._packed or self._in_memory
+            if not among:
                 return False
-            id_, value = next(iter(self._in_memory.items()))
-            self._in_memory.move_to_end(id_)  # so that another thread takes another one
-        part = None
+            id_, value = next(iter(among.items()))
+            among.move_to_end(id_)  # so that another thread takes another one
         try:
+            if among is self._packed:
+                return self._spill_packed(id_, value, self._files)
             with value.lock:
                 if value.spilled is not None or value.is_closed:
                     return True
@@ -406,46 +469,104 @@ class Store:
                 log.warning("values stay in memory, the disk does not take them: %s", exc)
             self.trouble = str(exc)
             self._retry_at = monotonic() + RETRY_S
-            self._on_change()
+            self._tell_full()
             return False
         self.trouble = ""
-        with value.lock, self._lock:
-            if self._values.get(id_) is value and value.spilled is None:
-                del self._in_memory[id_]
-                self.nbytes -= value.nbytes
-                self.spilled_nbytes += part.nbytes
-                value.leave_memory(part)
-                return True
-        self._files.free(part)
+        self._moved(id_, value, part)
         return True
+
+    def _spill_packed(self, id_: int, value: Value, files: SpillFiles) -> bool:
+        """Move a packed value to disk. Raises OSError."""
+        with value.lock:
+            packed = value.spilled
+            if packed is None or packed.files is not self._packs:
+                return True
+            data = memoryview(bytearray(packed.nbytes))
+            self._packs.read(packed, data)
+            part = files.write(data)
+            with self._lock:
+                if self._packed.get(id_) is value:
+                    del self._packed[id_]
+                    self.nbytes -= value.nbytes
+                    self.spilled_nbytes += part.nbytes
+                    value.spilled, part = part, packed
+        part.files.free(part)
+        self.trouble = ""
+        self._tell_full()
+        return True
+
+    def _pack_one(self) -> bool:
+        """Move the small value that was used least recently into a file with others. False:
+        nothing can be moved."""
+        with self._lock:
+            if not self._small:
+                return False
+            id_, value = next(iter(self._small.items()))
+            self._small.move_to_end(id_)
+        try:
+            with value.lock:
+                if value.spilled is not None or value.fd < 0:
+                    return True
+                part = self._packs.write(memoryview(os.pread(value.fd, value.nbytes, 0)))
+        except OSError as exc:
+            log.warning("values cannot be packed: %s", exc)
+            return False
+        self._moved(id_, value, part)
+        return True
+
+    def _moved(self, id_: int, value: Value, part: Spilled) -> None:
+        """The value's bytes are in a file too: its own memory goes, unless it is not here now."""
+        was_shown = False
+        with value.lock, self._lock:
+            has_moved = self._values.get(id_) is value and value.spilled is None
+            if has_moved:
+                del self._in_memory[id_]
+                self._small.pop(id_, None)
+                if part.files is self._packs:
+                    self._packed[id_] = value
+                else:
+                    self.nbytes -= value.nbytes
+                    self.spilled_nbytes += part.nbytes
+                value.leave_memory(part)
+                was_shown, value.is_shown = value.is_shown, False
+                if was_shown:
+                    self._left.append(id_)
+        if not has_moved:
+            part.files.free(part)
+        self._tell_full()
+        if was_shown:
+            self._on_change()
 
     def _bring_back(self, id_: int, value: Value) -> None:
         """From disk to memory. A value that cannot be read any more is forgotten, and `lost`."""
-        files = self._files
-        assert files is not None
         with value.lock:
             part = value.spilled
             if part is None:
                 return
             try:
                 fresh = Value.allocate(value.sizes)
-                files.read(part, fresh.destination)
+                part.files.read(part, fresh.destination)
             except (OSError, CodecError) as exc:
                 log.error("a value is lost: %s", exc)
                 fresh = None
             with self._lock:
                 here = self._values.get(id_) is value
+                if here:
+                    if self._packed.pop(id_, None) is not None:
+                        self.nbytes -= value.nbytes
+                    else:
+                        self.spilled_nbytes -= part.nbytes
+                    value.spilled = None
                 if here and fresh is not None:
                     value.enter_memory(fresh)
-                    self._in_memory[id_] = value
+                    self._has_memory(id_, value)
                     self.nbytes += value.nbytes
                 elif here:
                     del self._values[id_]
                     self._lost.append(id_)
             if here:
-                value.spilled = None
-                self.spilled_nbytes -= part.nbytes
-                files.free(part)
+                part.files.free(part)
         if fresh is None:
             self._on_change()
         self._look()
+        self._tell_full()

@@ -14,7 +14,7 @@ from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.codec import layout
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.transfer import Destination, Download
+from zfabric.core.transfer import RELAY_PART, RELAY_PARTS, Destination, Download
 from zfabric.errors import RemoteProtocolError, TransportError
 from zfabric.messages import (
     Chunk,
@@ -93,15 +93,17 @@ class ValueServer:
                 continue
             self.on_message(message, partial(self._send, peer), f"caller {peer.hex()}", now)
 
-    def on_message(self, message: Message, reply: Reply, peer: str, now: float) -> bool:
+    def on_message(
+        self, message: Message, reply: Reply, peer: str, now: float, is_relayed: bool = False
+    ) -> bool:
         """Answer one message; False for one that is no request to a store.
 
-        peer: names the link that it came by.
+        peer: names the link that it came by.  is_relayed: that is the way through the broker.
         """
         if isinstance(message, Fetch):
             self._on_fetch(message, reply, peer)
         elif isinstance(message, Put):
-            self._on_put_part(message, reply, peer, now)
+            self._on_put_part(message, reply, peer, now, is_relayed)
         elif isinstance(message, LinksWanted):
             reply(LinksTold(message.request, packb(self._links.report())))
         else:
@@ -121,7 +123,9 @@ class ValueServer:
             chunk = Chunk(message.id, message.offset, value.sizes, data)
             reply(self._links.packed(peer, message, chunk))
 
-    def _on_put_part(self, message: Put, reply: Reply, peer: str, now: float) -> None:
+    def _on_put_part(
+        self, message: Put, reply: Reply, peer: str, now: float, is_relayed: bool
+    ) -> None:
         id_ = message.id
         if id_ in self._store:
             reply(PutDone(id_))
@@ -148,7 +152,9 @@ class ValueServer:
             self._on_put(id_, value.nbytes)
             reply(PutDone(id_))
         else:
-            for request in download.requests():
+            ahead = max(1, RELAY_PARTS // len(self._uploads))
+            asked = download.requests(RELAY_PART, ahead) if is_relayed else download.requests()
+            for request in asked:
                 reply(self._links.asks(peer, request, False, now))
 
     def _begin(self, id_: int, now: float) -> _Upload:

@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -58,11 +58,12 @@ from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
 from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
+from zfabric.runtime.host_memory import usual_limit
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_memory import MemoryWatch, resident
 from zfabric.runtime.slots import Slots
-from zfabric.runtime.spill import SpillFiles, usual_limit
+from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
@@ -258,6 +259,7 @@ class Worker:
     def _look_at_store(self) -> None:
         for id_ in self._store.lost():
             self._machine.value_lost(id_)
+        self._unmap(self._store.left())
         self._machine.set_full(self._store.is_full)
 
     def _run_calls(self) -> None:
@@ -399,7 +401,7 @@ class Worker:
                 header, message = wire.decode(frames)
                 if header.token != self._session.token:
                     continue
-                if self._session.receive(header, message, now):
+                if self._session.receive(header, message, now, len(frames[1])):
                     self.on_message(header, message, now)
             except RemoteProtocolError as exc:
                 # It would be sent again for ever: the sequence cannot go on without it.
@@ -598,6 +600,7 @@ class Worker:
             self._store.put(effect.id, effect.value)
         elif isinstance(effect, FreeValues):
             self._store.free(effect.ids)
+            self._unmap(effect.ids)
         elif isinstance(effect, TakeBack):
             taken = self._slots.links[effect.slot].take_back(effect.most)
             self._machine.taken_back(effect.slot, taken)
@@ -619,6 +622,19 @@ class Worker:
         elif isinstance(effect, StopSlot):
             self._unwatch(effect.slot)
             self._slots.stop(effect.slot)
+
+    def _unmap(self, ids: Sequence[int]) -> None:
+        """Values are no longer in memory here: slots shall not keep them there."""
+        if not ids:
+            return
+        for number, link in list(self._slots.links.items()):
+            try:
+                link.unmap(ids)
+            except SLOT_ERRORS as exc:
+                self._bury(number, monotonic(), exc)
+                continue
+            if link.has_unsent:
+                self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
 
     def _start_slot(self, number: int, now: float) -> None:
         try:

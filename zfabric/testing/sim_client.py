@@ -23,7 +23,9 @@ from zfabric.testing.sim_net import Agenda, Dial, Listener, Node
 from zfabric.testing.sim_slots import SimValue, arguments, digest
 from zfabric.testing.sim_worker import HELLO_S, RETRY_S, SimWorker
 
-FAILED = frozenset((m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT, m.LATE, m.OVERSIZE, m.UNKNOWN))
+FAILED = frozenset(
+    (m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT, m.LATE, m.OVERSIZE, m.UNKNOWN, m.FULL)
+)
 
 NO_OPTIONS = m.TaskOptions()
 
@@ -164,7 +166,7 @@ class SimClient(Node):
         while True:
             frames = session.next_frames()
             if frames is None:
-                if not self.welcomed or session.n_unacked >= self.settings.window:
+                if not self.welcomed or session.is_full:
                     return True
                 message = self.submitter.next_message()
                 if message is None:
@@ -184,7 +186,7 @@ class SimClient(Node):
                 continue
             header, message = wire.decode(frames)
             if header.token == self.session.token:
-                if self.session.receive(header, message, now):
+                if self.session.receive(header, message, now, len(frames[1])):
                     self._take(header, message)
                 self._heard_from = now
 
@@ -288,6 +290,8 @@ class SimClient(Node):
         }.get(behaviour, set())
         if options is not None and (options.workers or options.resources):
             may |= {m.UNFIT}
+        if self.settings.session_bytes < 1 << 30:  # or an input was not taken in
+            may |= {m.FULL, m.LOST}
         outcome = submitter.new_outcome(fn)
         made = Call(outcome, digest(blob, payload, [dep.want for dep in deps]), deps, may)
         row = (outcome.id, fn, payload, [dep.outcome.id for dep in deps] or None, options)

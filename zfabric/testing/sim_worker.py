@@ -157,7 +157,7 @@ class SimWorker(Node):
             header, message = wire.decode(frames)
             if header.token != session.token:
                 continue
-            if session.receive(header, message, now):
+            if session.receive(header, message, now, len(frames[1])):
                 self._on_message(header, message, now)
                 session = self.session
         if session.acked != self._acked:

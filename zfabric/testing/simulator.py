@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from zfabric.config import Settings
 from zfabric.core import invariants, placer
-from zfabric.core.broker import BrokerMachine, SessionRecord
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
+from zfabric.core.session_record import SessionRecord
 from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
 from zfabric.ids import MAX_SESSION
@@ -180,6 +181,8 @@ class Simulation:
         self.settings = Settings.load(
             {},
             window=rng.choice([2, 8, 256]),
+            window_bytes=(64, 2000, 1 << 24)[seed % 3],
+            session_bytes=20_000 if seed % 7 == 3 else 1 << 40,
             batch_rows=rng.choice([3, 4096]),
             max_rows=rng.choice([2, 4096]),
             suspect_s=3.0,

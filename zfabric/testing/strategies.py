@@ -178,7 +178,7 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         u63,
     ),
     m.Refuse: st.builds(m.Refuse, texts, texts),
-    m.Beat: st.builds(m.Beat, u63, st.lists(u64, max_size=8).map(tuple)),
+    m.Beat: st.builds(m.Beat, u63, st.lists(u64, max_size=8).map(tuple), u63),
     m.Nack: st.builds(m.Nack, u63),
     m.Relay: st.builds(
         m.Relay, st.integers(1, (1 << 63) - 1), st.lists(blobs, max_size=6).map(tuple)

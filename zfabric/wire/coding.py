@@ -197,7 +197,7 @@ def _read_beat(f: list[Any], bulk: Bulk) -> m.Beat:
     load = read_int_list(f[1])
     if len(load) > 16:
         raise Malformed("a load of more than 16 figures")
-    return m.Beat(read_int(f[0]), tuple(load))
+    return m.Beat(read_int(f[0]), tuple(load), read_int(f[2]))
 
 
 def _read_relay(f: list[Any], bulk: Bulk) -> m.Relay:
@@ -461,7 +461,7 @@ _KINDS: dict[int, _Kind] = {
         8,
     ),
     3: _Kind(m.Refuse, False, lambda x: (x.code, x.text), _read_refuse, 2),
-    4: _Kind(m.Beat, False, lambda x: (x.sent, x.load), _read_beat, 2),
+    4: _Kind(m.Beat, False, lambda x: (x.sent, x.load, x.relayed), _read_beat, 3),
     5: _Kind(m.Nack, False, lambda x: (x.expected,), _int_reader(m.Nack), 1),
     6: _Kind(m.Relay, False, lambda x: (x.peer,), _read_relay, 1),
     16: _Kind(m.Bye, True, lambda x: (x.reason,), _read_bye, 1),

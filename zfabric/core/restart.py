@@ -1,0 +1,89 @@
+"""A broker that goes on with the journal of one before it.
+
+Its table is as the journal tells (`core.journal`). What only workers know they tell when they come
+back (`core.resync`); until they are back, or were waited for in vain, nothing is placed: it
+settles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from zfabric import messages as m
+from zfabric.config import Settings
+from zfabric.core.journal import Entry, JournalWriter, replay, settle, snapshot
+from zfabric.core.scheduler import Scheduler
+from zfabric.core.session import Session
+from zfabric.core.session_record import SessionRecord, saved_session
+
+
+class Restart:
+    """What was there before, and what of it is still waited for."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        saved: Iterable[Entry],
+        generation: int,
+        settings: Settings,
+        now: float,
+    ) -> None:
+        """Fill an empty scheduler. Raises JournalDamaged."""
+        restored = replay(scheduler, saved, generation)
+        self.journal = JournalWriter(scheduler.table)
+        self.sessions = restored.sessions
+        """Of clients, as they were."""
+        self.next_number = restored.next_number
+        self.expected = restored.workers
+        """Workers that were here before the restart and are not back yet."""
+        self._scheduler = scheduler
+        self._begun_before = restored.started
+        """Tasks that a broker before this one sent to workers, and that may not run again."""
+        self._settle_at = now + settings.settle_s
+
+    def records(self, epoch: int, settings: Settings, now: float) -> Iterator[SessionRecord]:
+        """The sessions of clients, which are gone until they come back."""
+        for old in self.sessions:
+            hello = m.Hello(m.CLIENT, old.name, "", "", "", 0, depth=old.depth, run=old.run)
+            session = Session(old.token, epoch, settings=settings, now=now)
+            session.received = old.received
+            record = SessionRecord(old.number, old.name, hello, session)
+            record.user = old.user
+            record.gone_at = now
+            record.is_restored = True
+            yield record
+
+    def came_back(self, record: SessionRecord, message: m.Inventory) -> None:
+        """A session has told a part of what it has; a worker is back with the last one."""
+        if record.hello.role == m.WORKER and message.credit:
+            self.expected.pop(record.hello.previous, None)
+
+    def is_over(self, now: float) -> bool:
+        """Whether nobody is waited for any more."""
+        return not self.expected or now >= self._settle_at
+
+    def settle(self, now: float) -> str:
+        """Workers that are not back will not come. Returns a warning, "" if all are back."""
+        text = ""
+        if self.expected:
+            text = f"{len(self.expected)} workers did not come back; what they had runs again"
+        for token in self.expected:
+            self.journal.left(token)
+        self.expected = {}
+        settle(self._scheduler.table, self._begun_before)
+        self._begun_before.clear()
+        self._scheduler.settled(now)
+        return text
+
+    def snapshot(self, records: Iterable[SessionRecord]) -> Iterator[Entry]:
+        """All that a journal has to hold, in place of what it holds now."""
+        saved = []
+        workers = []
+        for record in records:
+            if record.hello.role == m.CLIENT:
+                saved.append(saved_session(record))
+            else:
+                workers.append((record.session.token, record.number))
+        # While settling, workers that are still away count as being here.
+        workers.extend(self.expected.items())
+        return snapshot(self._scheduler.table, saved, workers, self._begun_before)
