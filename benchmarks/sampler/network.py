@@ -13,12 +13,13 @@ MBIT = 1_000_000
 class Namespace:
     """One network namespace, joined with ours by a veth pair; `close` removes both."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        """number: of several that one process makes; none of them reaches another."""
         # A network of its own, so that two runs do not meet.
-        net = f"10.{137 + os.getpid() // 250 % 100}.{os.getpid() % 250}"
+        net = f"10.{137 + (os.getpid() // 250 + number) % 100}.{os.getpid() % 250}"
         self.here, self.there = f"{net}.1", f"{net}.2"
-        self.name = f"zfbench{os.getpid()}"
-        self._ours, self._theirs = f"zfa{os.getpid()}", f"zfb{os.getpid()}"
+        self.name = f"zfbench{os.getpid()}-{number}"
+        self._ours, self._theirs = f"zfa{os.getpid()}-{number}", f"zfb{os.getpid()}-{number}"
         _run("ip", "netns", "add", self.name)
         try:
             _run(
