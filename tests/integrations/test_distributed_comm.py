@@ -33,6 +33,7 @@ from distributed.protocol import Serialized, deserialize, serialize, to_serializ
 from distributed.utils import get_ip  # noqa: E402
 
 import zfabric.distributed  # noqa: E402
+from zfabric.integrations.distributed import memory  # noqa: E402
 from zfabric.integrations.distributed.flow import WINDOW  # noqa: E402
 from zfabric.transport import zmq_socket  # noqa: E402
 
@@ -464,19 +465,49 @@ async def test_a_stranger_at_the_port_disturbs_nobody() -> None:
         await close(a, b)
 
 
-@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("fetch", [True, False])
 @run
-async def test_neighbours_fetch_large_frames_from_memory_unless_told_not_to(memory) -> None:
-    with dask.config.set({"distributed.comm.zmq.memory": memory}):
+async def test_neighbours_fetch_large_frames_from_memory_unless_told_not_to(fetch) -> None:
+    with dask.config.set({"distributed.comm.zmq.memory": fetch}):
         a, b = await comm_pair()
         x = np.arange(5_000_000)  # several chunks, more than one piece
         for writer, reader in ((a, b), (b, a), (a, b)):
             await writer.write({"x": to_serialize(x), "n": 1})
             got = await reader.read()
             assert (got["x"] == x).all() and got["x"].flags.writeable and got["n"] == 1
-        assert a._link.fetched is b._link.fetched is memory
+        assert a._link.fetched is b._link.fetched is fetch
         assert not a._link._held
         await close(a, b)
+
+
+@run
+async def test_where_the_kernel_refuses_large_frames_go_by_zeromq(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_readv", lambda *_: -1)
+    a, b = await comm_pair()
+    x = np.arange(1_000_000)
+    for writer, reader in ((a, b), (b, a), (a, b)):
+        await writer.write({"x": to_serialize(x)})
+        assert ((await reader.read())["x"] == x).all()
+    assert not a._link.fetched and not b._link.fetched
+    await close(a, b)
+
+
+@run
+async def test_who_closes_keeps_its_memory_until_the_peer_has_fetched_it() -> None:
+    a, b = await comm_pair()
+    await a.write(1)
+    assert await b.read() == 1
+    await b.write(2)
+    assert await a.read() == 2
+    x = np.full(6_000_000, 7)
+    await a.write({"x": to_serialize(x)})
+    assert a._link._held
+    await a.close()
+    assert not a._link._held
+    x[:] = 0
+    assert (await b.read())["x"].min() == 7
+    with pytest.raises(CommClosedError):
+        await b.read()
 
 
 @run
