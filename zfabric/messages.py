@@ -421,6 +421,10 @@ class Fetch(NamedTuple):
     """Names of what I can decompress; empty: send it as it is."""
     rate: int = 0
     """Bytes/s that I see arrive on this link; 0 while I do not know."""
+    number: int = 0
+    """Mine, of a worker that will serve the value itself; 0: I shall not."""
+    address: str = ""
+    """My data address, where others get the value then."""
 
 
 class Chunk(NamedTuple):
@@ -453,9 +457,11 @@ class PutDone(NamedTuple):
 
 
 class NotHere(NamedTuple):
-    """I do not hold that value."""
+    """I do not hold that value, or shall not give it to you: ask the others first."""
 
     id: int
+    others: Sequence[tuple[int, str]] = ()
+    """(worker's number, data address) of who has the value."""
 
 
 class LinksWanted(NamedTuple):

@@ -193,6 +193,15 @@ class Download:
             self.source += 1
             self._begin(now)
 
+    def sent_on(self, source: int, n_new: int, now: float) -> bool:
+        """The source has told of `n_new` others, to be asked next, and then the source
+        once more. False: it is not the current one."""
+        if source != self.source:
+            return False
+        self._n_sources += n_new + 1
+        self.source_failed(source, now)
+        return True
+
     def tick(self, now: float) -> None:
         """Give up a source that is silent for too long."""
         if now >= self._due and not self.is_done:

@@ -16,6 +16,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -89,12 +90,30 @@ class DataThread:
     def fetch(
         self, id_: int, nbytes: int, sources: Sequence[Way], on_end: Callable[[Value | None], None]
     ) -> None:
-        """See Fetcher.fetch."""
-        self._post(
-            lambda: self._fetcher.fetch(
-                id_, nbytes, sources, lambda value: self._deliver(on_end, value), monotonic()
+        """See Fetcher.fetch. Where there is a store, others who ask for the value meanwhile wait
+        until `on_end` has been called."""
+
+        def end(value: Value | None) -> None:
+            on_end(value)
+            if self._store is not None:
+                self._post(lambda: self._arrived(id_))
+
+        def begin() -> None:
+            if self._server is not None:
+                self._server.expect(id_)
+            self._fetcher.fetch(
+                id_, nbytes, sources, lambda value: self._deliver(end, value), monotonic()
             )
-        )
+
+        self._post(begin)
+
+    def serves_at(self, number: int, address: str) -> None:
+        """Say when asking for values where others get them from now on; number: the worker's."""
+
+        def note() -> None:
+            self._fetcher.place = (number, address)
+
+        self._post(note)
 
     def put(
         self,
@@ -125,7 +144,13 @@ class DataThread:
 
     def reset(self) -> None:
         """Forget all transfers, without callbacks."""
-        self._post(lambda: self._fetcher.close())
+
+        def forget() -> None:
+            self._fetcher.close()
+            if self._server is not None:
+                self._server.forget()
+
+        self._post(forget)
 
     def close(self) -> None:
         """End the thread, and the listener with it. What is on its way is forgotten."""
@@ -189,6 +214,10 @@ class DataThread:
             del self._fetcher, self._server, self._door
             self._calls.clear()
 
+    def _arrived(self, id_: int) -> None:
+        if self._server is not None:
+            self._server.arrived(id_, monotonic())
+
     def _open_door(self) -> MemoryDoor | None:
         # Where nobody shall dial in, nobody shall come by this way either.
         if self._store is None or self._listener is None or self._settings.shared_memory == "off":
@@ -208,6 +237,11 @@ class DataThread:
             wait_s = None if wake is None else max(0.0, wake - now)
         if server is not None and server.tick():
             wait_s = RETRY_S if wait_s is None else min(wait_s, RETRY_S)
+        if server is not None and server.look_at < inf:
+            if now >= server.look_at:
+                server.look(now)
+            if (at := server.look_at) < inf:
+                wait_s = max(0.0, at - now if wait_s is None else min(wait_s, at - now))
         for thing in poller.wait(wait_s):
             if thing is self._listener:
                 assert server is not None

@@ -39,6 +39,9 @@ MAX_ACTIVE = 16
 
 MAX_CHANNELS = 64
 
+MAX_WAYS = 64
+"""To one value; beyond that nobody is sent on."""
+
 DRAIN = 64
 
 RETRY_S = 0.005
@@ -97,6 +100,8 @@ class Fetcher:
         self._relay = relay
         self._own = own
         self._settings = settings
+        self.place: Way | None = None
+        """Where others get what was fetched here, once that is so."""
         self._gone: set[int] = set()
         """Workers that the broker no longer has; their numbers are never given again."""
         self._channels: OrderedDict[str, Channel] = OrderedDict()
@@ -244,7 +249,8 @@ class Fetcher:
                 self._part_came(move, machine, at, message, now)
             elif kind is NotHere:
                 self.links.silenced(_link_name(move.ways[at]))
-                machine.source_failed(at, now)
+                if not message.others or not self._send_on(move, machine, at, message.others, now):
+                    machine.source_failed(at, now)
         elif kind is Fetch:
             part = machine.asked(at, message, now)
             if part is not None:
@@ -255,6 +261,18 @@ class Fetcher:
         else:
             machine.answered(at, message.error, now)
         self._advance(move, now)
+
+    def _send_on(
+        self, move: _Move, machine: Download, at: int, others: Sequence[Way], now: float
+    ) -> bool:
+        """Others have it: they are asked next, and then who said so once more."""
+        if len(move.ways) > MAX_WAYS:
+            return False
+        fresh = [way for way in self._ways(others) if way[1]]
+        if not machine.sent_on(at, len(fresh), now):
+            return False
+        move.ways[at + 1 : at + 1] = [*fresh, move.ways[at]]
+        return True
 
     def _part_came(self, move: _Move, machine: Download, at: int, chunk: Chunk, now: float) -> None:
         began = now_s()
@@ -331,6 +349,8 @@ class Fetcher:
         if way[1].startswith(SCHEME):
             return self._by_memory(move, at, now)
         request = self.links.asks(_link_name(way), request, self._is_local(way), now)
+        if self.place is not None and way[1]:
+            request = request._replace(number=self.place[0], address=self.place[1])
         return self._send(move, at, request, now)
 
     def _send(self, move: _Move, at: int, message: Message, now: float) -> bool:

@@ -6,6 +6,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from msgpack import packb
@@ -14,6 +15,7 @@ from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.codec import layout
 from zfabric.config import DEFAULTS, Settings
+from zfabric.core.spreading import SPREAD_NBYTES, Readers
 from zfabric.core.transfer import RELAY_PART, RELAY_PARTS, Destination, Download
 from zfabric.errors import RemoteProtocolError, TransportError
 from zfabric.messages import (
@@ -36,6 +38,12 @@ MAX_WAITING = 256
 """Answers kept for peers whose links are full; later ones are dropped, and asked for again."""
 
 MAX_UPLOADS = 64
+
+MAX_HELD = 1024
+"""Requests that wait for their turn, or for a value that is on its way here."""
+
+LOOK_S = 0.25
+"""Between two looks at them."""
 
 Reply = Callable[[Message], None]
 
@@ -72,6 +80,11 @@ class ValueServer:
         self._settings = settings
         self._links = links or LinkBook(settings)
         self._uploads: dict[int, _Upload] = {}
+        self._readers = Readers()
+        self._held: deque[tuple[Fetch, Reply, str]] = deque()
+        self._look_at = inf
+        self._coming: set[int] = set()
+        """Values that are being fetched into the store."""
         self._waiting: deque[tuple[PeerId, list[Any]]] = deque(maxlen=MAX_WAITING)
 
     def on_ready(self, now: float) -> None:
@@ -101,7 +114,7 @@ class ValueServer:
         peer: names the link that it came by.  is_relayed: that is the way through the broker.
         """
         if isinstance(message, Fetch):
-            self._on_fetch(message, reply, peer)
+            self._on_fetch(message, reply, peer, now)
         elif isinstance(message, Put):
             self._on_put_part(message, reply, peer, now, is_relayed)
         elif isinstance(message, LinksWanted):
@@ -110,8 +123,61 @@ class ValueServer:
             return False
         return True
 
-    def _on_fetch(self, message: Fetch, reply: Reply, peer: str) -> None:
+    def expect(self, id_: int) -> None:
+        """A value is being fetched into the store."""
+        self._coming.add(id_)
+
+    def arrived(self, id_: int, now: float) -> None:
+        """It is there, or will not come."""
+        self._coming.discard(id_)
+        self.look(now)
+
+    def forget(self) -> None:
+        """Nothing is being fetched any more."""
+        self._coming.clear()
+
+    @property
+    def look_at(self) -> float:
+        """When to call look(); infinity while no request waits."""
+        return self._look_at if self._held else inf
+
+    def look(self, now: float) -> None:
+        """Take up the requests that wait."""
+        held, self._held = self._held, deque()
+        self._look_at = now + LOOK_S
+        for message, reply, peer in held:
+            self._on_fetch(message, reply, peer, now)
+
+    def _hold(self, message: Fetch, reply: Reply, peer: str, now: float) -> None:
+        if len(self._held) >= MAX_HELD:
+            reply(NotHere(message.id))
+            return
+        if not self._held:
+            self._look_at = min(max(self._look_at, now), now + LOOK_S)
+        self._held.append((message, reply, peer))
+
+    def _waits_or_leaves(
+        self, message: Fetch, nbytes: int, reply: Reply, peer: str, now: float
+    ) -> bool:
+        """Whether a reader of something large has to wait, or was told to ask others."""
+        is_last = message.offset + message.length >= nbytes
+        place = (message.number, message.address)
+        others = self._readers.ask(message.id, place, not message.offset, is_last, now)
+        if others is None:
+            self._hold(message, reply, peer, now)
+            return True
+        if others:
+            reply(NotHere(message.id, others))
+            return True
+        if is_last:
+            self._look_at = now
+        return False
+
+    def _on_fetch(self, message: Fetch, reply: Reply, peer: str, now: float) -> None:
         length = min(message.length, self._settings.chunk)
+        if message.id in self._coming and message.id not in self._store:
+            self._hold(message, reply, peer, now)
+            return
         try:
             data = self._store.chunk(message.id, message.offset, length)
             value = self._store.get(message.id)
@@ -119,7 +185,11 @@ class ValueServer:
             data = value = None
         if data is None or value is None:
             reply(NotHere(message.id))
-        else:
+        elif (
+            not message.number
+            or value.nbytes < SPREAD_NBYTES
+            or not self._waits_or_leaves(message, value.nbytes, reply, peer, now)
+        ):
             chunk = Chunk(message.id, message.offset, value.sizes, data)
             reply(self._links.packed(peer, message, chunk))
 

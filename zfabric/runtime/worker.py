@@ -456,6 +456,8 @@ class Worker:
         self._session.epoch = header.epoch
         self._name = message.name
         self._inline_limit = message.inline_limit
+        if address := self._data_address():
+            self._data.serves_at(message.number, address)
         for link in self._slots.links.values():
             link.send_config(self._way_in, self._name, self._inline_limit)
         log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)

@@ -212,12 +212,19 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Explained: _explained(),
     m.Inventory: _inventories(),
     m.Fetch: st.builds(
-        m.Fetch, u63, u63, u63, st.lists(st.text(max_size=12), max_size=3).map(tuple), u63
+        m.Fetch,
+        u63,
+        u63,
+        u63,
+        st.lists(st.text(max_size=12), max_size=3).map(tuple),
+        u63,
+        u63,
+        texts,
     ),
     m.Chunk: st.builds(m.Chunk, *_parts),
     m.Put: st.builds(m.Put, *_parts),
     m.PutDone: st.builds(m.PutDone, u63, texts),
-    m.NotHere: st.builds(m.NotHere, u63),
+    m.NotHere: st.builds(m.NotHere, u63, st.lists(st.tuples(u63, texts), max_size=3).map(tuple)),
     m.LinksWanted: st.builds(m.LinksWanted, u63),
     m.LinksTold: st.builds(m.LinksTold, u63, blobs),
 }

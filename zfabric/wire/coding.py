@@ -358,7 +358,28 @@ def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
     codecs = tuple(read_text(name, 32) for name in read_list(f[3]))
     if len(codecs) > 16:
         raise Malformed("more codecs than anybody has")
-    return m.Fetch(read_int(f[0]), read_int(f[1]), read_int(f[2]), codecs, read_int(f[4]))
+    return m.Fetch(
+        read_int(f[0]),
+        read_int(f[1]),
+        read_int(f[2]),
+        codecs,
+        read_int(f[4]),
+        read_int(f[5]),
+        read_text(f[6]),
+    )
+
+
+def _read_not_here(f: list[Any], bulk: Bulk) -> m.NotHere:
+    _no_bulk(bulk)
+    others = read_list(f[1])
+    if len(others) > 16:
+        raise Malformed("more places than anybody needs")
+    places = [read_list(other) for other in others]
+    if any(len(place) != 2 for place in places):
+        raise Malformed("a place is a number and an address")
+    return m.NotHere(
+        read_int(f[0]), tuple((read_int(number), read_text(text)) for number, text in places)
+    )
 
 
 def _part_reader(message: type[m.Chunk] | type[m.Put]) -> Callable[[list[Any], Bulk], m.Message]:
@@ -535,12 +556,16 @@ _KINDS: dict[int, _Kind] = {
     33: _Kind(m.Holds, True, _pack_column, _ids_reader(m.Holds), 1),
     34: _Kind(m.Give, True, lambda x: (pack_ids(x.ids), x.payloads), _read_give, 2),
     48: _Kind(
-        m.Fetch, False, lambda x: (x.id, x.offset, x.length, x.codecs, x.rate), _read_fetch, 5
+        m.Fetch,
+        False,
+        lambda x: (x.id, x.offset, x.length, x.codecs, x.rate, x.number, x.address),
+        _read_fetch,
+        7,
     ),
     49: _Kind(m.Chunk, False, _pack_part, _part_reader(m.Chunk), 4),
     50: _Kind(m.Put, False, _pack_part, _part_reader(m.Put), 4),
     51: _Kind(m.PutDone, False, lambda x: (x.id, x.error), _read_put_done, 2),
-    52: _Kind(m.NotHere, False, lambda x: (x.id,), _int_reader(m.NotHere), 1),
+    52: _Kind(m.NotHere, False, lambda x: (x.id, x.others), _read_not_here, 2),
     64: _Kind(m.Acquire, True, lambda x: (x.request, x.name, x.waits), _read_acquire, 3),
     65: _Kind(m.Unlock, True, lambda x: (x.request,), _int_reader(m.Unlock), 1),
     66: _Kind(m.Locked, True, lambda x: (x.request, x.held), _read_locked, 2),
