@@ -133,3 +133,16 @@ def test_after_a_restart_a_held_up_retry_asks_for_the_end_that_it_waits_for() ->
     assert list(inventory.ids) == [outcome.id]
     tell(submitter, outcome, m.CANCELLED)
     assert said(submitter) == [m.Retry([outcome.id, failed.id])]
+
+
+def test_a_retry_that_has_not_left_is_taken_back_by_a_cancel() -> None:
+    """The Cancel behind it would be what it waits for, and all that follows waits for both."""
+    submitter, (outcome, other) = submitted(2)
+    tell(submitter, outcome, m.ERROR)
+    submitter.retry([outcome], FAILED)
+    submitter.cancel([outcome])
+    submitter.cancel([other])
+    assert outcome.status == m.CANCELLED
+    assert said(submitter) == [m.Retry([]), m.Cancel([other.id])]
+    submitter.retry([outcome], FAILED)
+    assert said(submitter) == [m.Retry([outcome.id])]

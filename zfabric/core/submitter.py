@@ -330,8 +330,9 @@ class Submitter:
         ended = [o for o in outcomes if o.status == PENDING]
         if ended:
             self._settle(ended, CANCELLED, b"")
-            # For those whose retry is held up, the Cancel has been said already.
-            held = {o.id for o in ended} & self._cancelled
+            # Those whose Retry has not left have ended as far as the broker knows. A Cancel behind
+            # that Retry would have it wait for an end that only the Cancel brings about.
+            held = {o.id for o in ended} & self._queued_retries()
             if held:
                 self._withdraw_retries(held)
             now = [o.id for o in ended if o.id not in held]
@@ -348,6 +349,10 @@ class Submitter:
             outcome.status = PENDING
         if again:
             self._name(Retry([o.id for o in again]))
+
+    def _queued_retries(self) -> set[int]:
+        retries = (message.ids for _, message in self._named if type(message) is Retry)
+        return {id_ for ids in retries for id_ in ids}
 
     def _withdraw_retries(self, tasks: set[int]) -> None:
         self._named = deque(
