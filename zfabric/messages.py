@@ -241,14 +241,16 @@ class Register(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """client -> broker: tell me. `what` is "info" or "locked" or, about tasks, "locate",
-    "cancel_waiting" and "why"."""
+    """client -> broker: tell me. `what` is "info", "locked", "sync" (nothing: all that
+    was said before has been taken in), "runs", "run" (its tasks with keys), "end run" or, about
+    tasks, "locate", "cancel_waiting" and "why"."""
 
     request: int
     what: str
     about: Sequence[int] = ()
     text: str = ""
-    """"why": the name of the tasks, in place of their ids.  "locked": the lock's name."""
+    """"why": the name of the tasks, in place of their ids.  "locked": the lock's name.
+    "run": an id; its page of the answer begins behind that.  "end run": the run's name."""
 
 
 class Answer(NamedTuple):

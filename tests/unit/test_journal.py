@@ -16,7 +16,6 @@ from zfabric.core.journal import (
     JournalDamaged,
     JournalWriter,
     SavedSession,
-    next_counter,
     replay,
     settle,
     snapshot,
@@ -159,7 +158,6 @@ def test_numbers_are_not_given_twice(bench: Written) -> None:
     assert known.next_number == 41
     assert known.workers == {9: 40}
     assert known.sessions[0].received == bench.seq
-    assert next_counter(scheduler.table, 1) == (tid(5) & 0xFF) + 1
     assert all(task.attempt == 2 << 20 for task in scheduler.tasks.values())
 
 

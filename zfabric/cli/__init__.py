@@ -1,4 +1,4 @@
-"""The commands: `zfabric broker | worker | demo | status | why | replay | keys`.
+"""The commands: `zfabric broker | worker | demo | status | why | runs | replay | keys`.
 
 One file per command. Each parses its options and hands plain arguments to the room that does the
 work; that room is imported when the command runs, so `zfabric --help` stays quick.

@@ -12,6 +12,7 @@ from zfabric.cli.demo import demo
 from zfabric.cli.keys import keys
 from zfabric.cli.links import links
 from zfabric.cli.replay import replay
+from zfabric.cli.runs import runs
 from zfabric.cli.status import status
 from zfabric.cli.why import why
 from zfabric.cli.worker import worker
@@ -46,7 +47,7 @@ def cli() -> None:
     pass
 
 
-for command in (broker, worker, demo, status, links, why, replay, keys):
+for command in (broker, worker, demo, status, links, why, runs, replay, keys):
     cli.add_command(command)
 
 

@@ -48,6 +48,8 @@ class Calls:
         self._argument_limit = client._settings.argument_limit
         self._function_limit = client._settings.batch_bytes
         self._named: WeakValueDictionary[str, Future] = WeakValueDictionary()
+        self.kept: dict[str, Future] | None = None
+        """Of a named run: the futures with keys, which live until they are released."""
         self._large_functions: dict[int, Future] = {}
 
     def submit(
@@ -110,7 +112,14 @@ class Calls:
             if found is None or found._outcome.id not in self._submitter.outcomes:
                 found = self.submit(fn, args, kwargs, options, key)
                 self._named[key] = found
+                if self.kept is not None and options is not None and options.key:
+                    self.kept[key] = found
         return found
+
+    def adopt(self, future: NamedFuture) -> Future:
+        """A task that this client did not submit itself."""
+        self._named[future.key] = future
+        return future
 
     def map(
         self,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import msgpack
 
-from zfabric.client import current, engines, misuse
+from zfabric.client import current, engines, misuse, named_runs
 from zfabric.client.callbacks import Callbacks
 from zfabric.client.calls import Calls
 from zfabric.client.fabric import find_fabric
@@ -56,6 +56,7 @@ class Client:
     n_workers, slots, kind: of that LocalFabric. slots: per worker, None for one per core.
         kind: "process" or "thread". processes=False is short for kind="thread".
         memory_limit: bytes that a slot's process may take; a task above it ends as MemoryExceeded.
+    run: attach to this named run, see `attach`.
     name: what the broker's logs call it.
     timeout: seconds until a first contact without an answer raises ConnectFailed.
     set_as_default: Dask's collections compute here without being told, until it is closed.
@@ -79,6 +80,7 @@ class Client:
         kind: str | None = None,
         processes: bool | None = None,
         memory_limit: int | None = None,
+        run: str | None = None,
         name: str | None = None,
         timeout: float | None = None,
         set_as_default: bool = True,
@@ -90,6 +92,8 @@ class Client:
         self._graphs: Any = None
         """What `collections` remembers; made by the first graph."""
         self._fabric: Any = None
+        if run is not None:
+            named_runs.check_name(run)
         misuse.refuse_unknown_options(settings)
         self._settings = Settings.load(connect_timeout_s=timeout, **settings)
         fabric = find_fabric(
@@ -115,8 +119,13 @@ class Client:
         self._kept: dict[int, Future] = {}
         self._sync_pool: Pool | None = None
         self._warned_at = -WARN_AGAIN_S
+        if run is not None:
+            self._io.run = run
+            self._calls.kept = {}
         try:
             self._io.start(self._settings.connect_timeout_s)
+            if run is not None:
+                named_runs.futures(self)
         except BaseException:
             self.close()
             raise
@@ -413,10 +422,64 @@ class Client:
                 )
             pause.wait(POLL_S)
 
+    # --- named runs ---------------------------------------------------------------------------
+
+    def attach(self, run: str) -> Client:
+        """Hold the run of that name, which begins now if there is none; returns this client.
+
+        Tasks submitted with a key then outlive this client and its process: whoever attaches next
+        finds them in `futures()`. Only before the first submit. `Client(address, run="name")`
+        does the same at once. Raises Refused (code "run") while another client holds the run.
+        """
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        named_runs.attach(self, run, self._settings.connect_timeout_s)
+        return self
+
+    def futures(self) -> dict[str, Future]:
+        """The futures of the run's tasks by their keys, whoever submitted them."""
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        return named_runs.futures(self)
+
+    def detach(self, timeout: float = 30.0) -> None:
+        """Leave the run and close this client; tasks with a key go on, and their results stay.
+
+        Returns when the broker has all that was submitted, with a journal on its disk. Raises
+        ResultTimeout, with the client still open, when it has not after `timeout` seconds.
+        """
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        if not self._io.run:
+            raise UsageError("detach() leaves a named run, and this client holds none")
+        named_runs.sync(self, timeout)
+        self.close()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs at the broker: name, holder ("" for none), its host and pid, left_s (seconds
+        since it left), tasks, unfinished."""
+        return named_runs.listed(self)
+
+    def end_run(self, run: str | None = None) -> None:
+        """Forget a run with all its tasks: the one that this client holds, and the client is
+        closed; or one that nobody holds. Raises UsageError where there is none, or it is held."""
+        if self._submitter.closed_text:
+            misuse.refuse_closed(self)
+        name = run or self._io.run
+        if not name:
+            raise UsageError("end_run() needs the name of a run, as this client holds none")
+        named_runs.end(self, name)
+        if name == self._io.run:
+            self._io.run = ""
+            self.close()
+
     # --- life ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Forget all tasks, end the thread, and the local fabric if the client started it."""
+        """Forget all tasks, end the thread, and the local fabric if the client started it.
+
+        Tasks with a key in a named run stay.
+        """
         if self._closed:
             return
         self._closed = True
@@ -427,6 +490,7 @@ class Client:
             unset_default(self)
         io = getattr(self, "_io", None)
         if io is not None and not self._forked:
+            named_runs.leave(self)
             io.close()
             self._kept.clear()
             self._sync_pool = None

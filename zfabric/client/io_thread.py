@@ -40,6 +40,7 @@ from zfabric.messages import (
     Answer,
     Bye,
     Hello,
+    Inventory,
     LinksTold,
     Locked,
     Message,
@@ -99,6 +100,11 @@ class IoThread:
     def __init__(
         self, address: str, name: str, depth: int, settings: Settings, join: Join | None = None
     ) -> None:
+        self.run = ""
+        """The named run that it holds, or attaches to."""
+        self._refused: Refused | None = None
+        """Why it could not attach to the run that it was to attach to later on."""
+        self._attaching = False
         self.address = address
         self._join = join
         self.name = name
@@ -154,6 +160,22 @@ class IoThread:
             trouble = self._channel.trouble if self._channel is not None else ""
             text = trouble and f"cannot join the broker at {self.address}: {trouble}"
             raise ConnectFailed(self.address, timeout_s, text)
+
+    def attach(self, run: str, timeout_s: float) -> None:
+        """Begin another session, that of a run. Raises Refused, ResultTimeout, ClientClosed; where
+        refused, a session without a run has begun."""
+        self._ready = Alarm()
+        self.call(self._begin_run, run)
+        welcomed = self._ready.wait(timeout_s)
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
+        if not self.is_open:
+            raise ClientClosed(self.submitter.closed_text)
+        if not welcomed:
+            raise ResultTimeout(
+                f"the broker at {self.address} did not answer within {timeout_s:.3g} s"
+            )
 
     def wake(self) -> None:
         """Let the thread notice what was queued."""
@@ -309,6 +331,14 @@ class IoThread:
         self._turn_at = now
         self._heard_from = now
 
+    def _begin_run(self, run: str) -> None:
+        if self._welcomed:
+            self._session.post(Bye("it attaches to a run"))
+            self._send(self._turn_at)
+        self.run = run
+        self._attaching = True
+        self._begin_session()
+
     def _turn(self) -> None:
         assert self._poller is not None
         now = monotonic()
@@ -412,7 +442,7 @@ class IoThread:
             raise Refused("key", f"the broker at {self.address} turned us down: {REFUSED_KEY}")
         if now >= self._hello_at:
             if not self._session.has_unsent:
-                greeting = hello(self.name, self._depth)
+                greeting = hello(self.name, self._depth)._replace(run=self.run)
                 if self._resuming:
                     greeting = greeting._replace(
                         previous=self._session.token, acked=self._session.acked
@@ -547,7 +577,11 @@ class IoThread:
                 alarm()  # the broker has forgotten who wants which lock
             log.info("client %s goes on at %s", message.name, self.address)
             return
-        self.submitter.welcomed(message.number)
+        self.submitter.welcomed(message.number, message.counter)
+        self._attaching = False
+        if message.resumed:
+            # Ends of its tasks may come: who asks for its futures is told of those before.
+            self._session.post(Inventory([], [], [], [], 1))
         log.info("client %s is session %d at %s", message.name, message.number, self.address)
         self._ready()
 
@@ -560,6 +594,12 @@ class IoThread:
                 self._resuming = True
                 self._session.pause()
                 self._hello_at = monotonic() + random.uniform(0.0, RESUME_S)
+            return
+        if message.code == "run" and self._attaching:
+            self._refused = Refused(message.code, message.text)
+            self._attaching = False
+            self.run = ""
+            self._begin_session()
             return
         if message.code != "unknown" or not (self._welcomed or self._resuming):
             raise Refused(message.code, message.text)

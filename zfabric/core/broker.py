@@ -32,6 +32,7 @@ from zfabric.core.outbound import Outgoing
 from zfabric.core.questions import Questions
 from zfabric.core.report import Report
 from zfabric.core.restart import Restart
+from zfabric.core.runs import Runs
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import (
@@ -98,6 +99,7 @@ class BrokerMachine:
         """By token."""
         self.by_number: dict[int, SessionRecord] = {}
         self.routes: dict[Peer, SessionRecord] = {}
+        self.runs = Runs(self.scheduler, settings)
         self.dirty: dict[SessionRecord, None] = {}
         """Sessions that may have something to send."""
         self._full: dict[SessionRecord, None] = {}
@@ -140,7 +142,8 @@ class BrokerMachine:
         record = self.sessions.get(header.token)
         if record is None or header.epoch != self.epoch:
             if kind is not m.Refuse:
-                self._refuse_unknown(peer, header.token, record is not None, now)
+                knows = record is not None or header.token in self.runs.parked
+                self._refuse_unknown(peer, header.token, knows, now)
             return
         if self.journal_trouble and header.seq and kind is not m.Ask and kind is not m.Bye:
             return
@@ -178,8 +181,8 @@ class BrokerMachine:
         if kind is m.Relay:
             self._relay(record, message)
         elif kind is m.Bye:
-            self._end(record, "said good-bye", now)
-        elif kind is m.Ask and message.what in ("info", "why", "locked"):  # type: ignore[union-attr]
+            self._bye(record, now)
+        elif kind is m.Ask and message.what in ASKED_HERE:  # type: ignore[union-attr]
             assert isinstance(message, m.Ask)
             self._ask(record, message, now)
         elif kind is m.Explained:
@@ -294,11 +297,14 @@ class BrokerMachine:
         assert admission is not None
         if not admission.admit(users, keys):
             return
+        for record in list(self.runs.parked.values()):
+            if record.user not in users:
+                self.sessions[record.session.token] = record
         for record in list(self.sessions.values()):
             if record.user and record.user not in users:
                 if record.peer is not None:
                     self._reply(record.peer, record.session.token, m.Refuse("key", REVOKED))
-                self._end(record, "its key was revoked", now)
+                self._end(record, "its key was revoked", now, for_good=True)
             elif record.hello.role == m.WORKER:
                 record.session.post(m.Admit(admission.keys))
                 self.dirty[record] = None
@@ -315,6 +321,8 @@ class BrokerMachine:
                 self.admission.opened(record.user)
             self.sessions[record.session.token] = self.by_number[record.number] = record
             self._names.add(record.name)
+            if record.hello.run:
+                self.runs.begin(record)
         self._next_number = restart.next_number
         if restart.sessions:
             text = f"{len(restart.sessions)} clients, {len(self.scheduler.tasks)} tasks restored"
@@ -353,7 +361,7 @@ class BrokerMachine:
     # --- sessions -----------------------------------------------------------------------------
 
     def _hello(self, peer: Peer, header: Header, hello: m.Hello, now: float) -> None:
-        record = self.sessions.get(header.token)
+        record = self.sessions.get(header.token) or self._unparked(peer, header.token)
         if record is not None:  # our Welcome was lost, or is on its way
             if record.peer != peer:
                 if not self._is_owner(record, peer):
@@ -382,6 +390,8 @@ class BrokerMachine:
         )
         if admission is not None:  # the key first: whoever has none is told nothing else
             refusal = admission.why_not(user, hello.role) or refusal
+        if refusal is None and hello.run:
+            refusal = self._why_no_run(peer, hello, user, now)
         if refusal is not None:
             self.counts[f"refused:{refusal.code}"] += 1
             text = f"refused {hello.role} {hello.name!r} ({refusal.code}): {refusal.text}"
@@ -396,13 +406,16 @@ class BrokerMachine:
         ):
             self._end(before, "it begins again", now)
         session = Session(header.token, self.epoch, settings=self.settings, now=now)
-        record = self._add(hello, session, now, user)
+        run = self.runs.by_name.get(hello.run) if hello.run else None
+        record = self._add(hello, session, now, user) if run is None else run
         former = self.routes.get(peer)
         if former is not None:  # one session per connection: its peer has given that one up
             self.gone(peer, now)
             if not former.peers:
                 self._end(former, "its peer began another session", now)
-        if admission is not None:
+        if run is not None:
+            self._take_over(run, hello, header.token, now)
+        elif admission is not None:
             record.user = user
             admission.opened(user)
             if hello.role == m.WORKER:
@@ -411,7 +424,10 @@ class BrokerMachine:
             if hello.role == m.WORKER:
                 self.journal.joined(header.token, record.number)
             else:
-                self.journal.begin(saved_session(record))
+                client = self.scheduler.clients[record.number]
+                self.journal.begin(saved_session(record, client.counter))
+        if run is not None:
+            self._release_nameless(run, now)
         self._heard_on(record, peer)
         self._welcome(record)
 
@@ -433,6 +449,8 @@ class BrokerMachine:
             self.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
             self.scheduler.client_joined(number, name, hello.depth, user)
+            if hello.run:
+                self.runs.begin(record)
             self.log.append((logging.INFO, f"client {name} joined"))
         return record
 
@@ -447,6 +465,7 @@ class BrokerMachine:
                 settings.beat_s,
                 settings.dead_s,
                 record.resumed,
+                (self.scheduler.clients[record.number].counter or 0) if record.hello.run else 0,
             )
         )
         self.dirty[record] = None
@@ -478,19 +497,26 @@ class BrokerMachine:
         record.gone_at = None
         self.dirty[record] = None
 
-    def _end(self, record: SessionRecord, why: str, now: float) -> None:
-        """A session is over; the peer's later messages are answered with "unknown"."""
+    def _end(self, record: SessionRecord, why: str, now: float, *, for_good: bool = False) -> None:
+        """A session is over; the peer's later messages are answered with "unknown".
+
+        That of a run is parked, but for good.
+        """
         if self.sessions.pop(record.session.token, None) is None:
+            return
+        if record.hello.run and not for_good:
+            self.log.append((logging.INFO, f"nobody holds run {record.hello.run}: {why}"))
+            self._unroute(record)
+            self._post(self.locks.session_ended(record.number))
+            self.runs.park(record, now)
             return
         del self.by_number[record.number]
         self._names.discard(record.name)
         if self.admission is not None and record.user:
             self.admission.ended(record.user)
-        self.dirty.pop(record, None)
-        self._full.pop(record, None)
-        for peer in record.peers:
-            if self.routes.get(peer) is record:
-                del self.routes[peer]
+        self._unroute(record)
+        if record.hello.run:
+            self.runs.end(record)
         role = record.hello.role
         self.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
         if self.journal is not None:
@@ -502,6 +528,73 @@ class BrokerMachine:
         else:
             self.scheduler.client_left(record.number)
             self._post(self.locks.session_ended(record.number))
+
+    def _unroute(self, record: SessionRecord) -> None:
+        """Nothing goes out to it any more."""
+        self.dirty.pop(record, None)
+        self._full.pop(record, None)
+        for peer in record.peers:
+            if self.routes.get(peer) is record:
+                del self.routes[peer]
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    def _bye(self, record: SessionRecord, now: float) -> None:
+        """A peer leaves; a run stays, with all that has a key."""
+        if record.hello.run:
+            self._release_nameless(record, now)
+        self._end(record, "said good-bye", now)
+
+    def _unparked(self, peer: Peer, token: int) -> SessionRecord | None:
+        """The last holder of a run that was given up comes back, and nobody else holds it."""
+        record = self.runs.parked.get(token)
+        if record is None or not self._is_owner(record, peer):
+            return None
+        self.runs.unpark(token)
+        self.sessions[token] = record
+        return record
+
+    def _why_no_run(self, peer: Peer, hello: m.Hello, user: str, now: float) -> m.Refuse | None:
+        if hello.role != m.CLIENT:
+            return m.Refuse("run", "only a client attaches to a run")
+        held = self.routes.get(peer)
+        if held is not None and held.hello.run == hello.run:
+            return None  # it begins anew, by the same connection
+        return self.runs.why_not(hello, user, now)
+
+    def _take_over(self, run: SessionRecord, hello: m.Hello, token: int, now: float) -> None:
+        """Another client goes on with a run."""
+        self._end(run, f"client {hello.name} attaches to it", now)
+        self.runs.unpark(run.session.token)
+        self.runs.take(run, hello, token, now)
+        self.sessions[token] = run
+        self._names.discard(run.name)
+        run.name = self._unique(hello.name or f"{hello.host}-{hello.pid}")
+        self.log.append((logging.INFO, f"client {hello.name} holds run {hello.run}"))
+
+    def _release_nameless(self, run: SessionRecord, now: float) -> None:
+        ids = self.runs.nameless(run)
+        if ids:
+            release = m.Release(ids)
+            if self.journal is not None:
+                self.journal.in_its_place(run.session.token, release)
+            self.scheduler.on_message(run.number, release, now)
+
+    def _end_run(self, record: SessionRecord, name: str, now: float) -> str:
+        """A client wants a run to be over. Returns why not, "" when it is."""
+        run = self.runs.by_name.get(name)
+        if run is None or run.user != record.user:
+            return f"there is no run {name!r}"
+        if run is not record and run.peer is not None:
+            return f"the run {name!r} is held by client {run.name!r}: it has to detach first"
+        self.sessions[run.session.token] = run
+        if run is record:
+            # It stays until it has read the answer; then it is gone like any other.
+            self.runs.end(run)
+            run.hello = run.hello._replace(run="")
+        else:
+            self._end(run, "the run was ended", now, for_good=True)
+        return ""
 
     def _unique(self, name: str) -> str:
         """The name, or the name with a number behind it when it is taken."""
@@ -557,6 +650,14 @@ class BrokerMachine:
     def _ask(self, record: SessionRecord, message: m.Ask, now: float) -> None:
         if message.what == "info":
             self._answer(record, message.request, self.info(now))
+        elif message.what == "sync":
+            self._answer(record, message.request, None)
+        elif message.what == "runs":
+            self._answer(record, message.request, self.runs.listed(record.user, now))
+        elif message.what == "run":
+            self._answer(record, message.request, self.runs.page(record, message.text))
+        elif message.what == "end run":
+            self._answer(record, message.request, self._end_run(record, message.text, now))
         elif message.what == "locked":
             self._answer(record, message.request, self.locks.is_locked(message.text))
         elif record.hello.role == m.CLIENT:
@@ -605,6 +706,9 @@ class BrokerMachine:
         self.counts[f"bad:{exc.reason}"] += 1
         self.log.append((logging.DEBUG, f"bad message from {peer.hex()}: {exc}"))
 
+
+ASKED_HERE = frozenset(("info", "why", "locked", "sync", "run", "runs", "end run"))
+"""Questions that are not the scheduler's."""
 
 RECALL_CHECK_S = 0.05
 """How often to look for rows stuck behind a long one, while there may be any."""

@@ -37,7 +37,6 @@ from zfabric.core.scheduler import Scheduler
 from zfabric.core.table import UNFINISHED, TaskTable, unknown
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, RELEASED, WAITING, TaskRecord
 from zfabric.errors import RemoteProtocolError, ZFabricError
-from zfabric.ids import COUNTER_BITS, MAX_COUNTER
 from zfabric.messages import STORED, VALUE
 
 Entry = tuple[int, bytes]
@@ -71,6 +70,8 @@ class SavedSession(NamedTuple):
     received: int
     user: str
     """Whose key it came in with; "" without keys."""
+    counter: int = 0
+    """Of a run: beyond those of all tasks that it ever had."""
 
 
 class Restored(NamedTuple):
@@ -122,6 +123,10 @@ class JournalWriter:
     def message(self, frames: Sequence[bytes | memoryview]) -> None:
         """A client's message of one of the kinds in LOGGED, with its header."""
         self._add(MESSAGE, packb([bytes(frame) for frame in frames]))
+
+    def in_its_place(self, token: int, message: m.Message) -> None:
+        """A message that a client would have said, and did not."""
+        self._add(*_message(token, message))
 
     def done(self, message: m.Done) -> None:
         """The scheduler has taken in a Done: note the ends that counted."""
@@ -192,7 +197,10 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
                 sessions[saved.token] = saved
                 if saved.number not in table.clients:
                     scheduler.client_joined(saved.number, saved.name, saved.depth, saved.user)
-                table.clients[saved.number].functions.clear()
+                client = table.clients[saved.number]
+                client.functions.clear()
+                if saved.run:
+                    client.counter = max(saved.counter, client.counter or 0)
             elif kind == END:
                 saved = sessions.pop(unpackb(data)[0])
                 scheduler.client_left(saved.number)
@@ -216,12 +224,6 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
     table.dirty_clients.clear()
     started.intersection_update(table.lost)
     return Restored(list(sessions.values()), workers, next_number, started)
-
-
-def next_counter(table: TaskTable, number: int) -> int:
-    """The lowest counter that none of a session's tasks in the table has reached."""
-    counters = [id_ & MAX_COUNTER for id_ in table.tasks if id_ >> COUNTER_BITS == number]
-    return max(counters, default=-1) + 1
 
 
 def settle(table: TaskTable, started: Iterable[int]) -> None:

@@ -77,11 +77,12 @@ class Restart:
 
     def snapshot(self, records: Iterable[SessionRecord]) -> Iterator[Entry]:
         """All that a journal has to hold, in place of what it holds now."""
+        clients = self._scheduler.clients
         saved = []
         workers = []
         for record in records:
             if record.hello.role == m.CLIENT:
-                saved.append(saved_session(record))
+                saved.append(saved_session(record, clients[record.number].counter))
             else:
                 workers.append((record.session.token, record.number))
         # While settling, workers that are still away count as being here.

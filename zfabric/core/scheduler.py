@@ -20,7 +20,7 @@ The laws that it keeps (`core.invariants` checks them after each step in the sim
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from operator import attrgetter
 from typing import Any
@@ -49,7 +49,7 @@ from zfabric.core.tasks import (
     TaskRecord,
 )
 from zfabric.errors import RemoteProtocolError
-from zfabric.ids import COUNTER_BITS
+from zfabric.ids import COUNTER_BITS, MAX_COUNTER
 from zfabric.messages import DIED, STORED, VALUE
 
 MAX_LOSSES = 10
@@ -173,6 +173,8 @@ class Scheduler:
         for fn_id, name, blob in message.functions:
             functions.pop(fn_id, None)
             functions[fn_id] = FunctionRecord(fn_id, name, blob, client)
+        if client.counter is not None:
+            _count(client, message.ids)
         tasks = self.tasks
         number = client.number
         deps = dict(message.deps) if message.deps else _NONE
@@ -279,6 +281,8 @@ class Scheduler:
 
     def register(self, client: ClientRecord, message: m.Register, now: float) -> None:
         """Values that a client has put into workers' stores."""
+        if client.counter is not None:
+            _count(client, message.ids)
         needed = TASK_NBYTES * len(message.ids)
         refusal = "" if self.settling else self.quota.why_not(client, needed)
         for id_, nbytes, numbers in zip(message.ids, message.sizes, message.holders, strict=True):
@@ -532,6 +536,13 @@ class Scheduler:
 _NONE: dict[int, Any] = {}
 
 _Handler = Callable[[Scheduler, Any, Any, float], None]
+
+
+def _count(client: ClientRecord, ids: Iterable[int]) -> None:
+    """Ids of a run are not used again, also when their tasks are long forgotten."""
+    assert client.counter is not None
+    client.counter = max(client.counter, (max(ids, default=0) & MAX_COUNTER) + 1)
+
 
 _CLIENT_HANDLERS: dict[type, _Handler] = {
     m.Submit: Scheduler.submit,

@@ -68,12 +68,19 @@ def patience(record: SessionRecord, settings: Settings) -> tuple[float, float]:
     return lease_s, max(settings.dead_s, lease_s)
 
 
-def saved_session(record: SessionRecord) -> SavedSession:
-    """A client's session for the journal."""
+def saved_session(record: SessionRecord, counter: int | None) -> SavedSession:
+    """A client's session for the journal. counter: of its ClientRecord."""
     session, hello = record.session, record.hello
     received = session.received if isinstance(session, Session) else 0
     return SavedSession(
-        session.token, record.number, record.name, hello.depth, hello.run, received, record.user
+        session.token,
+        record.number,
+        record.name,
+        hello.depth,
+        hello.run,
+        received,
+        record.user,
+        counter or 0,
     )
 
 

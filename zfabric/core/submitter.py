@@ -273,9 +273,14 @@ class Submitter:
 
     # --- the I/O thread: what arrives ---------------------------------------------------------
 
-    def welcomed(self, number: int) -> None:
-        """A session has begun: ids are made from its number from now on."""
+    def welcomed(self, number: int, counter: int = 0) -> None:
+        """A session has begun: ids are made from its number from now on.
+
+        counter: where to count on, for a session that had tasks before.
+        """
         self.number = number
+        if counter:
+            self._counter = count(counter)
         self._base = ids.task_id(number, 0)
         self._known.clear()
 

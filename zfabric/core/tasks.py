@@ -153,6 +153,7 @@ class ClientRecord:
 
     __slots__ = (
         "blob_nbytes",
+        "counter",
         "depth",
         "functions",
         "held_back",
@@ -176,6 +177,8 @@ class ClientRecord:
         """What its functions take, until the last task that holds one is gone."""
         self.name = name
         self.depth = depth
+        self.counter: int | None = None
+        """Of a run: beyond the counters of all tasks that it ever had. None: it is no run."""
         self.functions: dict[int, FunctionRecord] = {}
         """Those that its rows may name, oldest first; see messages.MAX_FUNCTIONS."""
         self.ids: list[int] = []
