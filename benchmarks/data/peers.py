@@ -72,7 +72,9 @@ class Zfabric(DataPeer):
         from zfabric.launch.local import LocalFabric
 
         os.environ["ZFABRIC_SHARED_MEMORY"] = self.shared
-        self._fabric = LocalFabric(2, slots=1, scheme="ipc" if self.shared == "on" else "tcp")
+        # Without keys, as its peers and the plain socket: `security` tells what those cost.
+        scheme = "ipc" if self.shared == "on" else "tcp"
+        self._fabric = LocalFabric(2, slots=1, scheme=scheme, keys=False)
         self._client = Client(self._fabric.address)
 
     def stop(self) -> None:

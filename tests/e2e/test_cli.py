@@ -67,7 +67,9 @@ def outputs(folder: Path) -> str:
 def test_three_terminals(
     start: Start, broker: str, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
-    worker = start("worker", broker, "-n", "2", "--name", "w1", "-r", "GPU=1")
+    worker = start(
+        "worker", broker, "-n", "2", "--name", "w1", "-r", "GPU=1", "--memory-limit", "1G"
+    )
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.py").write_text("def f(x):\n    return x or 1\n")
@@ -78,7 +80,7 @@ def test_three_terminals(
 
     status = json.loads(zfabric("status", broker, "--json").stdout)
     (seen,) = status["workers"]
-    assert (seen["name"], seen["slots"]) == ("w1", 2)
+    assert (seen["name"], seen["slots"], seen["memory_limit"]) == ("w1", 2, 10**9)
     assert "w1" in zfabric("status", broker).stdout
 
     began = monotonic()

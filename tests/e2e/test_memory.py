@@ -10,6 +10,7 @@ import pytest
 
 from zfabric import Client, as_completed
 from zfabric.launch.local import LocalFabric
+from zfabric.runtime.host_memory import usual_limit
 
 MB = 2**20
 
@@ -53,3 +54,12 @@ def test_a_map_over_what_never_ends_runs_in_flat_memory(small: Client) -> None:
     assert seen <= set(range(108))
     worker = small.info()["workers"][0]
     assert worker["values"] <= 20 and worker["spilled"] <= 16 * MB
+
+
+def test_workers_of_one_fabric_divide_the_hosts_memory(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    monkeypatch.delenv("ZFABRIC_MEMORY_LIMIT", raising=False)
+    with LocalFabric(2, slots=1) as fabric, Client(fabric.address) as client:
+        share = usual_limit() // 2
+        wait_until(lambda: [w["memory_limit"] for w in client.info()["workers"]] == [share] * 2)

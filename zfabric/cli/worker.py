@@ -22,6 +22,12 @@ from zfabric.cli.options import Resources, Size, joining, log_level, merged, sta
     type=Size(),
     help="What a slot may take; a task above it is killed: 500M, 2G.",
 )
+@click.option(
+    "--memory-limit",
+    metavar="BYTES",
+    type=Size(),
+    help="Values it holds in memory, the rest on disk: 8G.  [default: 0.6 of the host's]",
+)
 @click.option("--name", help="Its name for people and for workers=.  [default: host and pid]")
 @click.option(
     "--resources",
@@ -46,6 +52,7 @@ def worker(
     slots: int | None,
     threads: bool,
     slot_memory: int | None,
+    memory_limit: int | None,
     name: str | None,
     resources: tuple[dict[str, float], ...],
     data_address: str | None,
@@ -74,5 +81,6 @@ def worker(
             data_address=data_address,
             insecure=insecure,
             memory_limit=slot_memory or 0,
+            store_limit=memory_limit or 0,
         )
     )

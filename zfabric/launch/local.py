@@ -64,6 +64,8 @@ class LocalFabric:
         _check_number("n_workers", n_workers)
         _check_number("memory_limit", memory_limit)
         self._memory_limit = memory_limit
+        self._share = max(1, n_workers)
+        """Of what one worker on this host takes of its memory for values, each takes a part."""
         if slots is None:
             slots = max(1, usable_cores() // max(1, n_workers))
         _check_number("slots", slots)
@@ -195,6 +197,7 @@ class LocalFabric:
         if self._keys:
             address = os.path.join(self._keys, "worker.join")
         options = {"address": address, **self._worker_options(slots, resources)}
+        options["share"] = self._share
         self._start(WORKER_MODULE, options, [])
 
     def _worker_options(self, slots: int, resources: dict[str, float]) -> dict[str, Any]:

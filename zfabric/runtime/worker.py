@@ -119,12 +119,13 @@ class Worker:
         *,
         insecure: bool = False,
         memory_limit: int = 0,
+        share: int = 1,
         join: Join | None = None,
         direct: DirectSession | None = None,
         poller: Poller | None = None,
     ) -> None:
-        """insecure, memory_limit: see serve.  join: keys for the broker.  direct, poller: of a
-        broker in this very process, whose loop this worker shares."""
+        """insecure, memory_limit, share: see serve.  join: keys for the broker.  direct,
+        poller: of a broker in this very process, whose loop this worker shares."""
         self._address = address
         self._join = join
         self._guard = None if join is None else DataGuard()
@@ -143,7 +144,7 @@ class Worker:
         self._exit_fds: dict[int, int] = {}
         """By slot number; see Slots.exit_fd."""
         self._events: list[tuple[int, int]] = []
-        self._memory_limit = settings.memory_limit or usual_limit()
+        self._memory_limit = settings.memory_limit or usual_limit() // share
         self._store = Store(
             self._memory_limit, SpillFiles(settings.spill_directory), self._store_changed
         )
@@ -782,6 +783,8 @@ def serve(
     data_address: str | None = None,
     insecure: bool = False,
     memory_limit: int = 0,
+    store_limit: int = 0,
+    share: int = 1,
     settings: Settings | None = None,
     lifeline_fd: int | None = None,
     ready_fd: int | None = None,
@@ -794,13 +797,15 @@ def serve(
     data_address: where others fetch large values; default: chosen by the broker's address,
     "" to have everything relayed.  insecure: that may be one beyond this host.
     memory_limit: bytes that a slot's process may take, whose task is killed else; 0: any.
+    store_limit: bytes of values in memory, before they go to disk; 0: the setting memory_limit,
+    else the usual share of the host's memory, divided by `share`, the workers on this host.
     ready_fd: gets a line when the broker has said Welcome.
     """
     allow_many_descriptors()
     with StopRequest(lifeline_fd) as stop:
         worker = None
         try:
-            settings = settings or Settings.load()
+            settings = settings or Settings.load(memory_limit=store_limit or None)
             if kind not in ("process", "thread"):
                 raise ConfigError(f'the kind of slots is "process" or "thread", not {kind!r}')
             address, join = resolve(address)
@@ -822,6 +827,7 @@ def serve(
                 ready_fd,
                 insecure=insecure,
                 memory_limit=memory_limit,
+                share=share,
                 join=join,
             )
             return worker.run()
