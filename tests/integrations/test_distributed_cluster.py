@@ -166,6 +166,23 @@ def test_by_the_command_line() -> None:
             process.stdout.close()
 
 
+@pytest.mark.slow
+def test_a_cluster_of_jobs_by_dask_jobqueue() -> None:
+    """Its way to Slurm, PBS, SGE and LSF; here the jobs are processes of this machine."""
+    local = pytest.importorskip("dask_jobqueue.local")
+    options = {"host": "127.0.0.1", "dashboard_address": ":0"}
+    with (
+        local.LocalCluster(
+            cores=1, memory="2GB", protocol="zmq://", scheduler_options=options
+        ) as jobs,
+        Client(jobs) as client,
+    ):
+        jobs.scale(jobs=2)
+        client.wait_for_workers(2, timeout=40)
+        assert all(name.startswith("zmq://") for name in client.scheduler_info()["workers"])
+        work(client)
+
+
 async def one_round(number: int) -> None:
     """A scheduler, workers in this process, clients that come and go, a worker that dies."""
     async with Scheduler(protocol="zmq://", dashboard_address=":0") as scheduler:
