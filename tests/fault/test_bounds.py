@@ -149,3 +149,23 @@ def test_row_42_short_connections_and_strangers_leave_nothing(
     wait_until(lambda: client.info()["clients"] == 1)
     wait_until(lambda: watched.num_fds() <= descriptors + 8, 20.0)
     assert resident(process) - memory < 8 * MB
+
+
+def test_row_24_a_message_that_never_ends(stack: ExitStack, wait_until: Any) -> None:
+    process, address = broker(stack)
+    client = stack.enter_context(zfabric.Client(address))
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    before = resident(process)
+    with socket.create_connection((host, int(port)), timeout=20) as stranger:
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(16) + b"\0" + bytes(31)
+        ready_ = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+        stranger.sendall(greeting + b"\x04" + bytes([len(ready_)]) + ready_)
+        stranger.recv(1)
+        frame = b"\x03" + (MB).to_bytes(8, "big") + bytes(MB)  # "more" follows, each time
+        with pytest.raises(OSError):
+            for _ in range(100_000):
+                stranger.sendall(frame)
+                time.sleep(0.002)  # half a gigabyte per second
+    wait_until(lambda: resident(process) - before < 50 * MB)
+    info = client.info()
+    assert info["errors"]["bad:endless"] == 1 and info["clients"] == 1

@@ -31,7 +31,7 @@ from zfabric.ids import MAX_SESSION
 from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
-from zfabric.runtime.host_memory import usual_limit
+from zfabric.runtime.host_memory import resident, usual_limit
 from zfabric.runtime.journal import RETRY_S, Journal, JournalFailed
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.recording import RecordedMachine, Recorder
@@ -44,6 +44,12 @@ DRAIN = 512
 
 DRAIN_BYTES = 4 * 1024 * 1024
 """Bytes taken in per turn, about: of relays for instance, which keep nobody waiting for long."""
+
+GROWN = 32 * 1024 * 1024
+"""Bytes by which this process has grown since the last tick when it looks for the reason."""
+
+GROWN_S = 0.1
+"""When to look again."""
 
 RETRY_FULL_S = 0.005
 """When to try a peer again whose link was full."""
@@ -72,6 +78,9 @@ class BrokerLoop:
         self._drain = DRAIN
         self._tick_at = 0.0
         self._full = False
+        self._memory = resident("self")
+        self._looks = 0
+        """How often to look for endless messages before it is taken for something else."""
         self._poller = poller
         self._guard = guard
         poller.add(listener)
@@ -108,6 +117,20 @@ class BrokerLoop:
             if self._guard is not None:
                 self._guard.look(now)
                 self._tick_at = min(self._tick_at, now + LOOK_S)
+            self._look_for_endless(now)
+
+    def _look_for_endless(self, now: float) -> None:
+        """What grows may be a message that somebody never ends: see transport.endless."""
+        memory = resident("self")
+        grown, self._memory = memory - self._memory, memory
+        if grown < GROWN and not self._looks:
+            return
+        self._looks = 10 if grown >= GROWN else self._looks - 1
+        self._tick_at = min(self._tick_at, now + GROWN_S)
+        n_shut = self.listener.shut_endless()
+        if n_shut:
+            self.machine.counts["bad:endless"] += n_shut
+            log.warning("%d connections were shut: much came over them, but no message", n_shut)
 
     def write(self, journal: Journal, now: float) -> None:
         """This turn's entries to the disk, before anything that follows from them is sent.

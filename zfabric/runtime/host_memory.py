@@ -1,4 +1,4 @@
-"""How much memory there is to use."""
+"""How much memory there is to use, and how much a process does."""
 
 from __future__ import annotations
 
@@ -14,3 +14,21 @@ def usual_limit() -> int:
     except (OSError, ValueError):  # no such file, or "max"
         pass
     return total * 6 // 10
+
+
+def resident(pid: str) -> int:
+    """Resident bytes of a process, 0 when it is gone."""
+    return _pages(pid, 1) * os.sysconf("SC_PAGESIZE")
+
+
+def shared(pid: str) -> int:
+    """Those of them that are files or shared memory, 0 when it is gone."""
+    return _pages(pid, 2) * os.sysconf("SC_PAGESIZE")
+
+
+def _pages(pid: str, field: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[field])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -6,11 +6,11 @@ What a look costs, 20 us per slot, is paid only where a limit was set and a task
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from math import inf
 
 from zfabric.core.supervisor import Supervisor
+from zfabric.runtime.host_memory import resident, shared
 from zfabric.runtime.slots import Slots
 
 LOOK_S = 0.1
@@ -44,21 +44,3 @@ class MemoryWatch:
                     f"it used {used / mib:.0f} MiB, more than its slot's limit of"
                     f" {self.limit / mib:.0f} MiB",
                 )
-
-
-def resident(pid: str) -> int:
-    """Resident bytes of a process, 0 when it is gone."""
-    return _pages(pid, 1) * os.sysconf("SC_PAGESIZE")
-
-
-def shared(pid: str) -> int:
-    """Those of them that are files or shared memory, 0 when it is gone."""
-    return _pages(pid, 2) * os.sysconf("SC_PAGESIZE")
-
-
-def _pages(pid: str, field: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[field])
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -58,10 +58,10 @@ from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
 from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
-from zfabric.runtime.host_memory import usual_limit
+from zfabric.runtime.host_memory import resident, usual_limit
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.slot_memory import MemoryWatch, resident
+from zfabric.runtime.slot_memory import MemoryWatch
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value

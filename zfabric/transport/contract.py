@@ -121,6 +121,11 @@ class Listener(Endpoint):
         Raises ChannelClosed after close.
         """
 
+    def shut_endless(self) -> int:
+        """Shut down connections that bring bytes, and no messages, since the last call. Returns how
+        many; 0 where the transport bounds messages itself."""
+        return 0
+
     def user_of(self, peer: PeerId) -> str:
         """Whose key a peer came in with, as the keys of this listener name it; "" without keys."""
         return ""

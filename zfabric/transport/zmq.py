@@ -49,6 +49,7 @@ from zfabric.transport.contract import (
     PeerId,
 )
 from zfabric.transport.curve import user_of
+from zfabric.transport.endless import EndlessMessages
 from zfabric.transport.ipc_path import PathLock, check_path
 from zfabric.transport.zmq_socket import (
     ACCEPTED,
@@ -231,6 +232,7 @@ class ZmqListener(_Base, Listener):
         self._leaving: deque[PeerId] = deque()  # gone, once the socket is found empty again
         self._users: dict[PeerId, str] = {}  # those that came in with a key
         self._admits: Callable[[str], bool] | None = getattr(options.security, "admits", None)
+        self._endless = EndlessMessages()
         self._lock: PathLock | None = None
         try:
             if address.startswith("ipc://"):
@@ -330,6 +332,8 @@ class ZmqListener(_Base, Listener):
                 raise self._failed(exc) from exc
             if frame.more:
                 continue
+            if self._endless.watched:
+                self._endless.watched.discard(peer)
             if frames[0] and peer in self._peers:
                 return peer, frames
             message = self._odd(peer, frames, frame)
@@ -353,6 +357,10 @@ class ZmqListener(_Base, Listener):
             return []
         self.garbage += 1
         return None
+
+    def shut_endless(self) -> int:
+        self._read_monitor()
+        return self._endless.look(self._open, self._by_descriptor)
 
     def user_of(self, peer: PeerId) -> str:
         return self._users.get(peer, "")
