@@ -80,7 +80,7 @@ def test_three_terminals(
 
     status = json.loads(zfabric("status", broker, "--json").stdout)
     (seen,) = status["workers"]
-    assert (seen["name"], seen["slots"], seen["memory_limit"]) == ("w1", 2, 10**9)
+    assert (seen["name"], seen["slots"], seen["memory_limit"]) == ("w1", 2, 2**30)
     assert "w1" in zfabric("status", broker).stdout
 
     began = monotonic()
