@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from zfabric import Client
+from zfabric import Client, Lock
+from zfabric.errors import TransportError
 
 
 class Fabric:
@@ -43,6 +45,14 @@ class Fabric:
     def kill_broker(self) -> None:
         self.broker.send_signal(signal.SIGKILL)
         self.broker.wait()
+
+    def wait_for_trouble(self) -> None:
+        """Return when the broker has said that it cannot write; it tells newcomers, too."""
+        assert self.broker.stderr is not None
+        while "no work is taken" not in (line := self.broker.stderr.readline()):
+            assert line
+        with Client(self.address) as newcomer:
+            assert "cannot be written" in newcomer.info()["journal"]
 
     def close(self) -> None:
         for child in self.children:
@@ -96,6 +106,41 @@ def test_all_go_on_after_kill_9(fabric: Fabric, tmp_path: Path) -> None:
         assert client.submit(len, large).result(timeout=20) == 1_000_000
         assert client.info()["journal"] == "on"
     ran = Path(audit).read_text().split("\n")[:-1]
+    assert sorted(ran) == sorted(set(ran)), "a task ran twice"
+
+
+def test_held_locks_are_told_to_be_lost(fabric: Fabric) -> None:
+    with Client(fabric.address) as client:
+        lock = Lock("file", client)
+        lock.acquire()
+        fabric.kill_broker()
+        fabric.broker = fabric.start_broker()
+        assert client.submit(len, "abc").result(timeout=20) == 3
+        with pytest.raises(TransportError, match="the lock 'file' was lost"):
+            lock.release()
+        with lock:  # it can be had again
+            assert lock.locked()
+
+
+def test_work_waits_while_the_journal_cannot_be_written(fabric: Fabric, tmp_path: Path) -> None:
+    with Client(fabric.address) as client:
+        assert client.submit(len, "abc").result(timeout=20) == 3
+        unlimited = resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        audit = str(tmp_path / "audit")
+        waiting = [client.submit(audited, audit, f"{n}", key=f"{n}") for n in range(20)]
+        fabric.wait_for_trouble()
+        assert not any(future.done() for future in waiting)
+        fabric.kill_broker()  # what it has said it knows is in the journal all the same
+        fabric.broker = fabric.start_broker()
+        assert client.gather(waiting) == [f"{n}" for n in range(20)]
+        resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
+        more = client.submit(audited, audit, "more")
+        fabric.wait_for_trouble()
+        resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, unlimited)
+        assert more.result(timeout=20) == "more"
+        assert client.info()["journal"] == "on"
+    ran = Path(audit).read_text().split()
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 

@@ -33,6 +33,15 @@ def test_without_workers(bench: Bench) -> None:
     assert "zfabric worker" in text
 
 
+def test_after_a_restart_the_workers_are_waited_for(bench: Bench) -> None:
+    bench.worker(101)
+    bench.scheduler.settling = True
+    bench.submit(1)
+    ((code, text),) = why(bench, 1)
+    assert code == "settling"
+    assert "before the restart" in text
+
+
 def test_all_slots_are_busy(bench: Bench) -> None:
     bench.worker(101, credit=1)
     bench.submit(1, 2, 3)

@@ -123,9 +123,11 @@ class IoThread:
         """Called when the thread ends."""
         self._depth = depth
         self._calls: deque[Callable[[], object]] = deque()
+        self.lock_era = 0
+        """Rises whenever the broker has forgotten our locks."""
         self._answers: dict[int, tuple[Alarm, list[bytes]]] = {}
         self.lock_requests: dict[int, tuple[Alarm, list[tuple[bool, int]]]] = {}
-        """Who waits for Locked, and where what it says is put: (held, the session's number)."""
+        """Who waits for Locked, and where what it says is put: (held, lock_era)."""
         self._requests = itertools.count(1)
         self._ready = Alarm()
         self._error: ZFabricError | None = None
@@ -324,6 +326,7 @@ class IoThread:
 
     def _begin_session(self) -> None:
         now = monotonic()
+        self.lock_era += 1
         self._session = Session(ids.new_token(), settings=self.settings, now=now)
         self._welcomed = False
         self._resuming = False
@@ -532,7 +535,7 @@ class IoThread:
         elif type(message) is Locked:
             wanting = self.lock_requests.get(message.request)
             if wanting is not None:
-                wanting[1].append((message.held, self.submitter.number))
+                wanting[1].append((message.held, self.lock_era))
                 wanting[0]()
         elif type(message) is Relay:
             self._take_relay(message)
@@ -592,6 +595,7 @@ class IoThread:
                 # it has not written down goes out again. Not all clients at the same moment.
                 self._welcomed = False
                 self._resuming = True
+                self.lock_era += 1
                 self._session.pause()
                 self._hello_at = monotonic() + random.uniform(0.0, RESUME_S)
             return

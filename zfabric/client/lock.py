@@ -24,10 +24,10 @@ MAX_NAME = 1024
 
 
 class _Held(NamedTuple):
-    """session: its number when the lock was given; it is lost with the session."""
+    """era: of the client's link when the lock was given (IoThread.lock_era)."""
 
     client: Client
-    session: int
+    era: int
     request: int
 
 
@@ -105,11 +105,11 @@ class Lock:
         with self._guard:
             if not self._held:
                 raise RuntimeError(f"release of the lock {self.name!r}, which is not held here")
-            client, session, request = self._held.pop()
+            client, era, request = self._held.pop()
         io = client._io
         if not io.is_open:
             return  # it ended with the client
-        if io.submitter.number != session:
+        if io.lock_era != era:
             raise TransportError(
                 f"the lock {self.name!r} was lost with the connection to the broker before it was"
                 " released; what it protects may have been used by others since then"
@@ -163,8 +163,8 @@ def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) 
     finally:
         io.lock_requests.pop(request, None)
     if answer:
-        held, session = answer[0]
-        return _Held(client, session, request) if held else False
+        held, era = answer[0]
+        return _Held(client, era, request) if held else False
     if not rang:
         io.post(io.submitter.say, Unlock(request))
         return False

@@ -43,6 +43,8 @@ class Placer:
 
     def __init__(self, table: TaskTable) -> None:
         self.table = table
+        self.settling = False
+        """After a restart, until the workers are back: nothing is placed."""
 
     def place(self) -> None:
         if self.table.ahead:

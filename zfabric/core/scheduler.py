@@ -78,10 +78,17 @@ class Scheduler:
         self.workers = table.workers
         self.has_surplus = self.placer.has_surplus
         self._last_joined = now
-        self.settling = False
+        self._postponed: list[tuple[int, m.Message]] = []
+
+    @property
+    def settling(self) -> bool:
         """After a restart, until the workers are back: nothing is placed, nobody is told where a
         value is."""
-        self._postponed: list[tuple[int, m.Message]] = []
+        return self.placer.settling
+
+    @settling.setter
+    def settling(self, settling: bool) -> None:
+        self.placer.settling = settling
 
     # --- peers come and go ------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ def reasons(placer: Placer, task: TaskRecord, silent_s: Silence) -> list[Reason]
     if state == READY and task.id in placer.table.later:
         tries = len(task.history or ())
         return [("retry", f"it has failed {tries} times; it waits a little before the next try")]
+    if state == READY and placer.settling:
+        return [("settling", "settling: waiting for workers that were there before the restart")]
     if state == READY:
         return [_not_placed(placer, task)]
     if state == ASSIGNED:
