@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from zfabric import Client, CodecError, KilledTask, LocalFabric
+from zfabric import Client, CodecError, KilledTask, LocalFabric, TaskFailed
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
@@ -123,8 +123,12 @@ def leave(how: str) -> None:
 def test_what_would_end_a_program_is_the_tasks_error(
     client: Client, how: str, kind: type[BaseException]
 ) -> None:
-    error = client.submit(leave, how).exception(30)
-    assert isinstance(error, kind)
+    future = client.submit(leave, how)
+    assert isinstance(future.exception(30), kind)
+    if kind is not BaseExceptionGroup:
+        with pytest.raises(TaskFailed, match=kind.__name__) as raised:
+            client.gather([future])
+        assert isinstance(raised.value.__cause__, kind)
 
 
 class Mute(Exception):
@@ -186,7 +190,7 @@ def test_values_that_do_not_travel_name_their_side(client: Client) -> None:
         client.submit(give, "generator").result(30)
     with pytest.raises(CodecError, match="not to be loaded"):
         client.submit(take, Bomb("raise")).result(30)
-    with pytest.raises((CodecError, SystemExit)):
+    with pytest.raises((CodecError, TaskFailed)):
         client.submit(take, Bomb("exit")).result(30)
 
 

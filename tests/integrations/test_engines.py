@@ -189,6 +189,8 @@ def test_what_dask_cannot_serve_is_refused_by_name(client) -> None:
             getattr(client, verb)()
     with pytest.raises(UsageError, match="idempotent= is an option"):
         client.submit(inc, 1, idempotent=True)
+    with pytest.raises(UsageError, match=r"distributed\.Lock"):
+        zfabric.Lock("mine", client).acquire()
 
 
 def test_after_close(client) -> None:

@@ -143,6 +143,11 @@ class Lock:
 def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) -> _Held | bool:
     """False: somebody else has it, or the time is over. True: to be asked for anew."""
     io = client._io
+    if not hasattr(io, "is_this_thread"):
+        raise UsageError(
+            f"a zfabric.Lock needs a fabric's broker, and {client.address} is none: "
+            "on a Dask cluster use distributed.Lock"
+        )
     if not io.is_open:
         misuse.refuse_closed(client)
     if io.is_this_thread():

@@ -18,6 +18,7 @@ from zfabric.errors import (
     QuotaExceeded,
     ResultTimeout,
     TaskCancelled,
+    TaskFailed,
     TaskLost,
     TaskTimeout,
     UnknownOutcome,
@@ -68,7 +69,7 @@ def value_of(future: Future, timeout: float | None = None) -> Any:
         elif status == STORED:
             future._client._values.fetch(future, deadline)
         else:
-            raise error_of(future)
+            raise _raisable(error_of(future), future.key)
 
 
 def exception_of(future: Future, timeout: float | None) -> BaseException | None:
@@ -83,6 +84,18 @@ def exception_of(future: Future, timeout: float | None) -> BaseException | None:
     if outcome.status == CANCELLED:
         raise error
     return error
+
+
+def _raisable(error: BaseException, key: str) -> BaseException:
+    """What to raise for a task's exception: itself, unless that would end the program here without
+    a word, as the SystemExit of a task would. future.exception() gives it as it is."""
+    if not isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+        return error
+    name = type(error).__name__
+    told = f"{name}({error})" if str(error) else name
+    failed = TaskFailed(f"{key} raised {told}", key, name, traceback_text(error))
+    failed.__cause__ = error
+    return failed
 
 
 def error_of(future: Future) -> BaseException:
