@@ -275,7 +275,10 @@ def test_a_task_cannot_wait_for_itself(bench: Bench) -> None:
 def test_retry_of_what_did_not_fail(bench: Bench) -> None:
     bench.worker(101)
     bench.submit(1)
-    assert bench.retry(1, 50) == []
+    assert bench.retry(1) == []
+    ((client, results_of_unknown),) = bench.retry(50)  # it was refused for want of room
+    assert client == 1 and isinstance(results_of_unknown, m.Results)
+    assert results_of_unknown.statuses == bytes([m.FULL])
     bench.ended(1)
     # The client cancelled it when the value was on its way, and now waits for it again.
     assert bench.cancel(1) == []
