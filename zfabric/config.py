@@ -21,6 +21,8 @@ MiB = 1024 * KiB
 
 ENVIRONMENT_PREFIX = "ZFABRIC_"
 
+LOG_LEVELS = ("", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 OTHER_VARIABLES = frozenset({"ZFABRIC_ADDRESS", "ZFABRIC_DEBUG", "ZFABRIC_KEYS"})
 """Variables with our prefix that are not settings."""
 
@@ -54,6 +56,14 @@ class Settings:
 
     shared_memory: str = "on"
     """Whether values between processes of one host are handed over as memory, or "off"."""
+
+    echo: str = "on"
+    """Whether what tasks write to stdout and stderr is also written to those of their worker, or
+    "off". Clients get it in either case: `future.logs()`."""
+
+    log_level: str = ""
+    """In slots that are processes: the level, such as "INFO", from which on records of tasks'
+    `logging` are written to stderr. "": as Python has it, from WARNING on and without names."""
 
     batch_rows: int = 4096
     """Rows per message at most, so that the other end starts before we finish."""
@@ -172,6 +182,11 @@ class Settings:
             raise ConfigError(f"compression must be auto, off or always, not {self.compression!r}")
         if self.shared_memory not in ("on", "off"):
             raise ConfigError(f"shared_memory must be on or off, not {self.shared_memory!r}")
+        if self.echo not in ("on", "off"):
+            raise ConfigError(f"echo must be on or off, not {self.echo!r}")
+        if self.log_level not in LOG_LEVELS:
+            known = ", ".join(level for level in LOG_LEVELS if level)
+            raise ConfigError(f"log_level must be one of {known}, not {self.log_level!r}")
         if self.inline_limit > self.batch_bytes:
             raise ConfigError(
                 f"inline_limit ({self.inline_limit}) must not be above batch_bytes"

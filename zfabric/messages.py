@@ -10,6 +10,7 @@ lengths. What few rows need (dependencies, options) is sparse: a list of (row in
     broker -> client   Results Answer Locked
     broker -> worker   Run Recall Drop Give Free Forget Explain Admit
     worker -> broker   Done Returned Missing Holds Explained
+    worker -> client   Output, by way of the broker
     peer -> broker     Inventory
     both ways          Hello Welcome Refuse Beat Nack Bye Relay
     data channels      Fetch Chunk Put PutDone NotHere
@@ -410,6 +411,17 @@ class Explained(NamedTuple):
     texts: Sequence[str]
 
 
+class Output(NamedTuple):
+    """worker -> broker -> owner of the tasks: what these attempts wrote to stdout and stderr since
+    the last such message. Ahead of the Done or Results that tells of their end, as a rule."""
+
+    ids: Sequence[int]
+    attempts: Sequence[int]
+    dropped: Sequence[int]
+    """Bytes that were left out before each text."""
+    texts: Sequence[bytes]
+
+
 # --- Data channels: no session, no sequence ---------------------------------------------------
 
 
@@ -511,6 +523,7 @@ Message = (
     | Holds
     | Explain
     | Explained
+    | Output
     | Inventory
     | Fetch
     | Chunk

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from zfabric.client.collections.scheduler import DaskScheduler
     from zfabric.client.executor import ClientExecutor
     from zfabric.client.pool import Pool
+    from zfabric.client.showing import LogPrinter
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Client:
     timeout: seconds until a first contact without an answer raises ConnectFailed.
     set_as_default: Dask's collections compute here without being told, until it is closed.
         Not inside a task. Dask is not imported for it.
+    show_logs: print what tasks of this client write, as they write it, on whatever host they run,
+        with `[name-number] ` before each line. A LocalFabric of its own leaves that to it then.
     settings: any field of zfabric.config.Settings.
 
     Safe to use from many threads. Closing it, by `with`, `close()` or when nobody holds it any
@@ -84,6 +87,7 @@ class Client:
         name: str | None = None,
         timeout: float | None = None,
         set_as_default: bool = True,
+        show_logs: bool = False,
         **settings: Any,
     ) -> None:
         self._forked = False
@@ -103,6 +107,7 @@ class Client:
             kind=kind,
             processes=processes,
             memory_limit=memory_limit,
+            echo=not show_logs,
         )
         self._fabric = fabric.owned
         self.address: str = fabric.address
@@ -113,6 +118,11 @@ class Client:
             self._io.broker_ended = self._fabric.broker_ended
         self._submitter = self._io.submitter
         self._drop = self._submitter.released.append
+        self._printer: LogPrinter | None = None
+        if show_logs:
+            from zfabric.client.showing import LogPrinter
+
+            self._io.on_output = self._printer = LogPrinter(self._submitter.name_of)
         self._callbacks = Callbacks()
         self._values = Values(self)
         self._calls = Calls(self)
@@ -495,6 +505,8 @@ class Client:
             self._kept.clear()
             self._sync_pool = None
             self._callbacks.close()
+            if self._printer is not None:
+                self._printer.close()
         if self._fabric is not None and not self._forked:
             self._fabric.close()
 

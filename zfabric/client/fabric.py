@@ -31,8 +31,11 @@ def find_fabric(
     kind: str | None,
     processes: bool | None,
     memory_limit: int | None = None,
+    echo: bool = True,
 ) -> Found:
     """Where to connect; starts a LocalFabric where nothing else is named.
+
+    echo: whether that one prints what its tasks print.
 
     Raises ConfigError for options that contradict one another.
     """
@@ -72,5 +75,6 @@ def find_fabric(
         slots=slots,
         kind=kind or "process",
         memory_limit=memory_limit or 0,
+        echo=echo,
     )
     return Found(fabric.address, depth, fabric)

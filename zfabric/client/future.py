@@ -123,6 +123,15 @@ class Future(Reference):
         """
         return self._client.why(self)[0]
 
+    def logs(self) -> str:
+        """What the task has written to stdout and stderr so far, on all its tries; "" if nothing.
+
+        Also of one that runs, or whose process died. At most the first and the last 32 KiB;
+        `[... n bytes left out ...]` stands for what is missing. Gone with the future.
+        """
+        text = self._client._submitter.output.texts.get(self.task_id)
+        return "" if text is None else str(text)
+
     def cancel(self) -> bool:
         """End the task, whoever waits for it. Whether it is cancelled now.
 

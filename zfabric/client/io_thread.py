@@ -44,6 +44,7 @@ from zfabric.messages import (
     LinksTold,
     Locked,
     Message,
+    Output,
     Refuse,
     Relay,
     Release,
@@ -119,6 +120,8 @@ class IoThread:
         self._data: DataThread | None = None
         self.broker_ended: Callable[[], str] | None = None
         """Tells how a broker of our own ended, "" while it runs; None: it is not ours."""
+        self.on_output: Callable[[Output], object] | None = None
+        """Called in the thread with what tasks wrote; quick, never raising."""
         self.at_end: list[Callable[[], object]] = []
         """Called when the thread ends."""
         self._depth = depth
@@ -537,6 +540,10 @@ class IoThread:
             if wanting is not None:
                 wanting[1].append((message.held, self.lock_era))
                 wanting[0]()
+        elif type(message) is Output:
+            self.submitter.wrote(message)
+            if self.on_output is not None:
+                self.on_output(message)
         elif type(message) is Relay:
             self._take_relay(message)
         elif type(message) is Welcome:

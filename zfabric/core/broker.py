@@ -190,6 +190,8 @@ class BrokerMachine:
             self._post(self._questions.explained(record.number, message))
         elif kind is m.Acquire or kind is m.Unlock:
             self._lock(record, message)
+        elif kind is m.Output:
+            self._pass_output(record, message)
         else:
             self.scheduler.on_message(record.number, message, now)
             if self.journal is not None and kind is m.Done:
@@ -647,6 +649,27 @@ class BrokerMachine:
             record.session.post(m.Relay(message.peer, ()))
             self.dirty[record] = None
 
+    def _pass_output(self, record: SessionRecord, message: m.Message) -> None:
+        """What tasks wrote goes to their clients, unread. Where a client does not keep up, it is
+        left out rather than kept here: it is nobody's result."""
+        assert isinstance(message, m.Output)
+        if record.hello.role != m.WORKER:
+            raise RemoteProtocolError("role", "a client told of a task's output")
+        tasks = self.scheduler.tasks
+        by_owner: dict[int, m.Output] = {}
+        rows = zip(message.ids, message.attempts, message.dropped, message.texts, strict=True)
+        for row in rows:
+            task = tasks.get(row[0])
+            if task is not None and task.wanted:
+                part = by_owner.setdefault(task.owner.number, m.Output([], [], [], []))
+                for column, entry in zip(part, row, strict=True):
+                    column.append(entry)  # type: ignore[attr-defined]
+        for number, part in by_owner.items():
+            owner = self.by_number.get(number)
+            if owner is not None and owner.session.nbytes < OUTPUT_NBYTES:
+                owner.session.post(part)
+                self.dirty[owner] = None
+
     def _ask(self, record: SessionRecord, message: m.Ask, now: float) -> None:
         if message.what == "info":
             self._answer(record, message.request, self.info(now))
@@ -709,6 +732,9 @@ class BrokerMachine:
 
 ASKED_HERE = frozenset(("info", "why", "locked", "sync", "run", "runs", "end run"))
 """Questions that are not the scheduler's."""
+
+OUTPUT_NBYTES = 4 << 20
+"""Bytes that may wait for a client and still be joined by what its tasks write."""
 
 RECALL_CHECK_S = 0.05
 """How often to look for rows stuck behind a long one, while there may be any."""

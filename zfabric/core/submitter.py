@@ -32,6 +32,7 @@ import msgpack
 
 from zfabric import ids
 from zfabric.config import DEFAULTS, Settings
+from zfabric.core.output import OutputShelf
 from zfabric.messages import (
     CANCELLED,
     LOST,
@@ -41,6 +42,7 @@ from zfabric.messages import (
     Cancel,
     Inventory,
     Message,
+    Output,
     Register,
     Release,
     Results,
@@ -111,6 +113,8 @@ class Submitter:
         self._releases_after = 0
         self._open: dict[int, Ask] = {}
         """Questions without an answer so far."""
+        self.output = OutputShelf()
+        """What tasks have written."""
         self._cancelled: set[int] = set()
         """Tasks cancelled here of whose end the broker has yet to tell."""
 
@@ -145,6 +149,12 @@ class Submitter:
         """A function's name for people, "task" when it has been forgotten."""
         known = self.functions.get(fn) or self._older.get(fn)
         return known[1] if known else "task"
+
+    def name_of(self, task: int) -> str:
+        """A task's name for people."""
+        outcome = self.outcomes.get(task)
+        name = "task" if outcome is None else self.function_name(outcome.fn)
+        return f"{name}-{ids.counter_of(task)}"
 
     def has_work(self, releasing: bool = True) -> bool:
         """Whether next_message(releasing) may give one."""
@@ -261,9 +271,12 @@ class Submitter:
         self._due_releases -= n
         gone = []
         forget = self.outcomes.pop
+        written = self.output
         for _ in range(n):
             task = pop()
             outcome = forget(task, None)
+            if written.texts:
+                written.drop(task)
             if outcome is not None:  # else released twice, or its session is over
                 gone.append(task)
                 self._cancelled.discard(task)
@@ -327,6 +340,14 @@ class Submitter:
                 awaited.append(outcome)
         self.n_settled += n_settled
         return awaited
+
+    def wrote(self, message: Output) -> None:
+        """Keep what tasks wrote whose futures are still here."""
+        known, add = self.outcomes, self.output.add
+        rows = zip(message.ids, message.attempts, message.dropped, message.texts, strict=True)
+        for task, attempt, dropped, text in rows:
+            if task in known:
+                add(task, attempt, dropped, text)
 
     # --- the I/O thread: what users ask for ---------------------------------------------------
 
@@ -421,6 +442,8 @@ class Submitter:
         """
         table, self.outcomes = self.outcomes, {}
         self.rows.clear()
+        for task in self.released:
+            self.output.drop(task)
         self.released.clear()
         self._named.clear()
         self._urgent.clear()

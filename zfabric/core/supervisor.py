@@ -416,6 +416,14 @@ class Supervisor:
         sent = self.crew.slots[number].sent
         return sent[0][0] if sent else 0
 
+    def row_at(self, number: int, place: int) -> tuple[int, int] | None:
+        """Id and attempt of the row at a place among those that a slot has not reported."""
+        slot = self.crew.slots.get(number)
+        if slot is None or not 0 <= place < len(slot.sent):
+            return None
+        entry = slot.sent[place]
+        return entry[0], entry[1]
+
     def running_in(self, number: int) -> str:
         """For people: the call in front in a slot, and which try it is; "" if there is none."""
         sent = self.crew.slots[number].sent

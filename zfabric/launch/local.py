@@ -46,6 +46,8 @@ class LocalFabric:
     keys of its own then, made for it and gone with it, unless keys=False.
     resources: what each worker has, e.g. GPU=1.
     memory_limit: bytes that a slot's process may take; a task above it is killed. 0: any.
+    echo: whether what tasks print appears on this process's stdout and stderr; ZFABRIC_ECHO=off
+    says no as well.
     Raises ConfigError for numbers that make no sense, ConnectFailed when the broker does not
     come up; nothing is left running then.
     """
@@ -60,7 +62,9 @@ class LocalFabric:
         keys: bool = True,
         resources: dict[str, float] | None = None,
         memory_limit: int = 0,
+        echo: bool = True,
     ) -> None:
+        self._echo = echo
         _check_number("n_workers", n_workers)
         _check_number("memory_limit", memory_limit)
         self._memory_limit = memory_limit
@@ -219,7 +223,7 @@ class LocalFabric:
                 pass_fds=[self._lifeline_read, *fds],
                 # Ctrl-C in a terminal goes to its whole process group; ours end by their lifeline.
                 start_new_session=True,
-                env=_environment(),
+                env=_environment() | ({} if self._echo else {"ZFABRIC_ECHO": "off"}),
             )
         )
 

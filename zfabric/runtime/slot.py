@@ -35,9 +35,12 @@ from zfabric.runtime import slot_context
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.slot_context import SlotContext
 from zfabric.runtime.slot_protocol import BATCH_END, FLUSH_NS
+from zfabric.runtime.slot_streams import Streams
 from zfabric.runtime.slot_values import MISSING, InFile, inlay, mapped, mapped_shared, outlay
 
 FLUSH_ROWS = 128
+FIRST_ROWS = 4
+"""Rows in a batch after rows that have written something; it doubles while they do not."""
 RECV_NBYTES = 1 << 16
 ANCILLARY = socket.CMSG_SPACE(4 * 64)
 PICKLE = b"\x80"
@@ -78,7 +81,14 @@ class Slot:
         """Where the next record of the batch goes."""
         self._spent_ns = 0
         """Of the rows in the batch."""
+        self._most = FLUSH_ROWS
+        """Rows in a batch."""
+        self.streams: Streams | None = None
         self.context = SlotContext(number, self._tell_blocked)
+
+    def capture(self, secret: bytes) -> None:
+        """Say of what this process writes by which row it was."""
+        self.streams = Streams(secret, self.context, self._words)
 
     def serve(self) -> None:
         """Run rows until the supervisor closes the socket."""
@@ -105,7 +115,7 @@ class Slot:
         context, functions, limit = self.context, self._functions, self._inline_limit
         record, record_nbytes = p.RECORD.pack_into, p.RECORD.size
         claimed, now = self._claimed, monotonic_ns()
-        flush_at, batch_ns = claimed + FLUSH_ROWS, now - self._spent_ns
+        flush_at, batch_ns = claimed + self._most, now - self._spent_ns
         for row in rows:
             try:
                 take(tokens)
@@ -130,6 +140,7 @@ class Slot:
                     function = functions.get(row[2])
                     if function is None:
                         function = self._load_function(row[2])
+                        flush_at = claimed  # to see whether it writes anything
                     args, kwargs = load_call(payload)
                     result = function(*args, **kwargs)
                     args = kwargs = None
@@ -168,7 +179,7 @@ class Slot:
                 words[2] = words[3] = claimed
             blob = None
             batch_ns = now = monotonic_ns()
-            flush_at = claimed + FLUSH_ROWS
+            flush_at = claimed + self._most
         self._claimed = claimed
         self._spent_ns = now - batch_ns
 
@@ -222,6 +233,8 @@ class Slot:
         words, end = self._words, self._end
         first = words[p.BATCH_FIRST]
         if words[p.FINISHED] > first:
+            if self.streams is not None:
+                self._look_at_output()
             spent, self._spent_ns = self._spent_ns, 0
             start = p.BATCH - p.RESULTS_HEAD.size
             p.RESULTS_HEAD.pack_into(
@@ -233,6 +246,8 @@ class Slot:
 
     def _send_alone(self, id_: int, status: int, blob: Any, spent_ns: int) -> None:
         """Send one record that does not fit the batch; the batch has been flushed."""
+        if self.streams is not None:
+            self._look_at_output()
         fds = []
         kind = p.RESULTS
         if type(blob) is InFile:
@@ -249,6 +264,15 @@ class Slot:
                 held.close()
                 data = data[1:]
             self._sock.sendall(data + blob)
+
+    def _look_at_output(self) -> None:
+        """Tell whose it is what was written below Python. While rows do that, they are reported
+        one by one, as nothing else keeps what they write apart."""
+        assert self.streams is not None
+        if self.streams.end_of_row():
+            self._most = 1
+        elif self._most < FLUSH_ROWS:
+            self._most = max(2 * self._most, FIRST_ROWS)
 
     def _send(self, data: bytes | memoryview) -> None:
         with self._send_lock:
@@ -312,6 +336,11 @@ class Slot:
             self.context.address = config["address"]
             self.context.worker = config["worker"]
             self._inline_limit = config["inline_limit"]
+            if config["log_level"] and not self._in_thread:
+                import logging
+
+                text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+                logging.basicConfig(level=config["log_level"], format=text)
         elif kind == p.FORGET:
             for fn in marshal.loads(body):
                 self._blobs.pop(fn, None)
@@ -378,17 +407,25 @@ def _cut_loose(exc: BaseException | None) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The process: `slot NUMBER SUPERVISOR_PID SOCKET TOKENS PAGE`, the last three descriptors."""
-    number, parent, sock_fd, tokens, page_fd = map(int, arguments)
+    """The process: `slot NUMBER SUPERVISOR_PID SOCKET TOKENS PAGE SECRET`.
+
+    The third to fifth are descriptors. SECRET, in hex: stdout and stderr are a pipe, see
+    slot_streams; "": they are the worker's.
+    """
+    number, parent, sock_fd, tokens, page_fd = map(int, arguments[:5])
+    secret = bytes.fromhex(arguments[5])
     _die_with(parent)
     _die_first()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     page = mmap.mmap(page_fd, p.PAGE_NBYTES)
     os.close(page_fd)
     sock = socket.socket(fileno=sock_fd)
     for fd in (sock_fd, tokens):
         os.set_inheritable(fd, False)
     slot = Slot(sock, tokens, page, number, in_thread=False)
+    if secret:
+        slot.capture(secret)
+    else:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     gc.collect()
     gc.freeze()
     try:

@@ -69,9 +69,16 @@ class SlotLink:
 
     # --- towards the slot ---------------------------------------------------------------------
 
-    def send_config(self, address: str, worker: str, inline_limit: int) -> None:
+    def send_config(
+        self, address: str, worker: str, inline_limit: int, log_level: str = ""
+    ) -> None:
         """Tell what tasks may ask about where they run."""
-        config = {"address": address, "worker": worker, "inline_limit": inline_limit}
+        config = {
+            "address": address,
+            "worker": worker,
+            "inline_limit": inline_limit,
+            "log_level": log_level,
+        }
         self._send(p.CONFIG, marshal.dumps(config, 2))
 
     def send_rows(
@@ -288,6 +295,24 @@ class SlotLink:
     def is_running(self) -> bool:
         """Whether a row had begun and not ended; after peek(), it is the first one not reported."""
         return self._words[p.CLAIMED] > max(self._words[p.FINISHED], self._n_reported)
+
+    def begun(self) -> int:
+        """The place of the last row that has begun among those not reported; -1: it was reported,
+        and none runs."""
+        return self._words[p.CLAIMED] - 1 - self._n_reported
+
+    def reading(self) -> None:
+        """Let the slot know that its output is being read; heard() ends that."""
+        self._words[p.READING] = 1
+
+    def heard(self, nbytes: int) -> None:
+        """Let the slot know how much of its output was read."""
+        self._words[p.HEARD] += nbytes
+        self._words[p.READING] = 0
+
+    def has_output(self) -> bool:
+        """Whether rows that were reported have written what was not read so far."""
+        return self._words[p.WROTE] > self._words[p.HEARD]
 
     def started_ns(self) -> int:
         """When the running row began, in nanoseconds of CLOCK_MONOTONIC."""

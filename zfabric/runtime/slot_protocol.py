@@ -33,7 +33,7 @@ RESET = 3
 FORGET = 4
 """marshal of a list of function ids."""
 CONFIG = 5
-"""marshal of {"address": str, "worker": str, "inline_limit": int}."""
+"""marshal of {"address": str, "worker": str, "inline_limit": int, "log_level": str}."""
 DESCRIPTORS = 6
 """One byte; it brings descriptors for the next frame."""
 LARGE = 7
@@ -68,6 +68,13 @@ FINISHED = 2
 """Rows whose record is complete, in the batch below or sent."""
 BATCH_FIRST = 3
 """Rows finished before the first one of the batch below."""
+
+HEARD = 4
+"""Bytes that the supervisor has read of the slot's output; its word, as the next one is."""
+READING = 5
+"""1 while the supervisor reads of it, so that the bytes on their way are in no count; else 0."""
+WROTE = 6
+"""Bytes of output that the slot knew of when it last reported rows."""
 
 N_WORDS = 8
 BATCH = N_WORDS * 8 + RESULTS_HEAD.size

@@ -13,6 +13,7 @@ import threading
 from time import monotonic_ns
 
 from zfabric.runtime.slot_link import SlotLink
+from zfabric.runtime.slot_output import SlotOutput
 from zfabric.runtime.slot_protocol import PAGE_NBYTES
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,14 @@ that starts a thread per core in each of them spends its time on their waiting f
 
 
 class Slots:
-    """All slots of one worker.  links: by slot number."""
+    """All slots of one worker.  links: by slot number.  outputs: of those that are processes, by
+    slot number, where they are captured."""
 
-    def __init__(self, kind: str) -> None:
-        """kind: "process" or "thread"."""
+    def __init__(self, kind: str, capture: bool = False) -> None:
+        """kind: "process" or "thread".  capture: read what slots write, rather than have it go
+        where this process's own output goes. Whoever asks for that has to read it."""
+        self._capture = capture
+        self.outputs: dict[int, SlotOutput] = {}
         self._threads = kind == "thread"
         self.links: dict[int, SlotLink] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -68,15 +73,35 @@ class Slots:
     def _start_process(self, number: int, sock: socket.socket, tokens: int, page: int) -> None:
         fds = (sock.fileno(), tokens, page)
         arguments = [str(n) for n in (number, os.getpid(), *fds)]
+        secret, output = b"", None
+        if self._capture:
+            secret = os.urandom(8)
+            read, output = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(read, False)
+            self.outputs[number] = SlotOutput(read, secret)
         # A session of its own: Ctrl-C at the terminal is the supervisor's affair, and killing
         # the slot's process group takes along what tasks have started.
-        self._processes[number] = subprocess.Popen(
-            [sys.executable, "-m", "zfabric.runtime.slot", *arguments],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**ONE_THREAD, **os.environ},
-        )
+        try:
+            self._processes[number] = subprocess.Popen(
+                [sys.executable, "-m", "zfabric.runtime.slot", *arguments, secret.hex()],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**ONE_THREAD, **os.environ},
+            )
+        except BaseException:
+            self._close_output(number)
+            raise
+        finally:
+            if output is not None:
+                os.close(output)
+
+    def _close_output(self, number: int) -> None:
+        output = self.outputs.pop(number, None)
+        if output is not None:
+            output.close()
 
     def _start_thread(self, number: int, sock: socket.socket, tokens: int, page: mmap.mmap) -> None:
         from zfabric.runtime.slot import Slot
@@ -117,6 +142,7 @@ class Slots:
         link = self.links.pop(number)
         running_s = (monotonic_ns() - link.started_ns()) * 1e-9 if link.is_running() else None
         link.close()
+        self._close_output(number)
         process = self._processes.pop(number, None)
         if process is None:
             return f"slot {number}, a thread, ended"
@@ -151,6 +177,7 @@ class Slots:
     def stop(self, number: int) -> None:
         """End an idle slot: it closes its nested client and leaves by itself."""
         self.links.pop(number).close()
+        self._close_output(number)
         process = self._processes.pop(number, None)
         if process is not None:
             self._ending.append(process)
@@ -165,6 +192,8 @@ class Slots:
         for link in self.links.values():
             link.close()
         self.links.clear()
+        for number in list(self.outputs):
+            self._close_output(number)
         processes = [*self._processes.values(), *self._ending]
         self._processes.clear()
         self._ending = []

@@ -17,6 +17,7 @@ import select
 import socket
 import struct
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic, monotonic_ns
@@ -61,10 +62,12 @@ from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.host_memory import resident, usual_limit
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
+from zfabric.runtime.slot_link import SlotLink
 from zfabric.runtime.slot_memory import MemoryWatch
 from zfabric.runtime.slots import Slots
 from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value
+from zfabric.runtime.task_output import TaskOutput
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
 from zfabric.transport.locality import is_same_host
@@ -139,7 +142,8 @@ class Worker:
         self._ready_fd = ready_fd
         now = monotonic()
         self._epoll = select.epoll()
-        self._slots = Slots(kind)
+        self._slots = Slots(kind, capture=True)
+        self._output = TaskOutput(self._slots, self._epoll, settings)
         self._slot_by_fd: dict[int, int] = {}
         self._exit_fds: dict[int, int] = {}
         """By slot number; see Slots.exit_fd."""
@@ -173,6 +177,8 @@ class Worker:
         self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         """From the data thread: what is to be done in this one."""
         self._called_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        if kind == "thread":
+            self._output.capture_threads(self._call_soon, monotonic)
         self._data = DataThread(
             self._call_soon,
             self._relay_to,
@@ -244,6 +250,8 @@ class Worker:
                 self._stop.check(thing)
         if now >= self._tick_at:
             self._tick(now)
+        if not self._output.is_quiet:
+            self._output.resume(self._machine, now)
         if now >= self._memory.look_at(self._machine):
             self._look_at_memory(now)
         return received
@@ -293,6 +301,8 @@ class Worker:
         if machine_at is not None and machine_at < wake:
             wake = machine_at
         wake = min(wake, self._memory.look_at(self._machine))
+        if not self._output.is_quiet:
+            wake = min(wake, self._output.wake_at(now, self._welcomed))
         if self._session.has_unsent:
             wake = min(wake, now + (RETRY_S if self._welcomed else RETRY_DIAL_S))
         return max(0.0, wake - now)
@@ -336,6 +346,7 @@ class Worker:
         self._data.close()
         if self._guard is not None:
             self._guard.close()
+        self._output.close(self._machine, monotonic())
         self._slots.kill_all()
         self._store.close()
         self._epoll.close()
@@ -460,7 +471,7 @@ class Worker:
         if address := self._data_address():
             self._data.serves_at(message.number, address)
         for link in self._slots.links.values():
-            link.send_config(self._way_in, self._name, self._inline_limit)
+            self._configure(link)
         log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)
         self._tick_at = now
         if self._previous:
@@ -510,6 +521,10 @@ class Worker:
     def speak(self, now: float) -> None:
         session, machine = self._session, self._machine
         if self._welcomed:
+            if not self._output.is_quiet:
+                output = self._output.message(session, now)
+                if output is not None:
+                    session.post(output)
             for message in machine.messages(now):
                 seq = session.post(message)
                 if type(message) is m.Done:
@@ -652,9 +667,15 @@ class Worker:
             self._exit_fds[number] = exit_fd
             self._slot_by_fd[exit_fd] = number
             self._epoll.register(exit_fd, select.EPOLLIN)
-        link.send_config(self._way_in, self._name, self._inline_limit)
+        self._output.watch(number)
+        self._configure(link)
+
+    def _configure(self, link: SlotLink) -> None:
+        level = self._settings.log_level
+        link.send_config(self._way_in, self._name, self._inline_limit, level)
 
     def _unwatch(self, number: int) -> None:
+        self._output.unwatch(number)
         fd = self._slots.links[number].fd
         self._epoll.unregister(fd)
         del self._slot_by_fd[fd]
@@ -666,6 +687,10 @@ class Worker:
 
     def _read_slots(self, now: float) -> None:
         ready, self._events = self._events or self._epoll.poll(0), []
+        outputs = self._output.by_fd
+        for fd, _ in ready:  # first: what a row wrote goes ahead of its end
+            if fd in outputs:
+                self._output.read(outputs[fd], self._machine, now)
         for fd, events in ready:
             number = self._slot_by_fd.get(fd, 0)
             if not number:
@@ -689,8 +714,11 @@ class Worker:
         except SLOT_ERRORS as exc:
             self._bury(number, now, exc, blame=True)
             return False
+        if report.events and link.has_output():
+            self._output.catch_up(number, machine, now)
         for event in report.events:
             if not isinstance(event, int):
+                self._output.ended(number)
                 machine.slot_done(number, *event[:3], now, event.ids)
             elif event == p.READY:
                 machine.slot_started(number, now)
@@ -739,6 +767,7 @@ class Worker:
             self._bury(number, now, exc, blame=True)
             return False
         if batch is not None:
+            self._output.catch_up(number, self._machine, now)
             self._machine.slot_done(number, *batch[:3], now, batch.ids)
         if link.is_settled(monotonic_ns()):
             self._machine.slot_settled(number)
@@ -756,6 +785,7 @@ class Worker:
         if error is None and not self._peek(number, now):
             return
         running = blame or self._slots.links[number].is_running()
+        last = self._output.last(number, self._machine, now)
         self._unwatch(number)
         text = self._slots.bury(number)
         if error is not None:
@@ -763,6 +793,8 @@ class Worker:
         task = self._machine.running_in(number) if running else ""
         level = logging.INFO if self._machine.is_doomed(number) else logging.WARNING
         log.log(level, "%s%s", text, f" ({task})" if task else "")
+        if last and running:
+            text += f"; its last output:\n{textwrap.indent(last, '  ')}"
         self._machine.slot_died(number, text, running, now)
 
 

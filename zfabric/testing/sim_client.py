@@ -194,6 +194,8 @@ class SimClient(Node):
         kind = type(message)
         if kind is m.Results:
             self.submitter.results(message)
+        elif kind is m.Output:
+            self.submitter.wrote(message)
         elif kind is m.Welcome:
             if not self.welcomed:
                 self.welcomed = True

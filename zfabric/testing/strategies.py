@@ -120,6 +120,14 @@ def _explained(draw: st.DrawFn) -> m.Explained:
 
 
 @st.composite
+def _outputs(draw: st.DrawFn) -> m.Output:
+    n = draw(st.integers(0, 6))
+    return m.Output(
+        draw(columns(n, u64)), draw(columns(n, u64)), draw(columns(n, u64)), draw(columns(n, blobs))
+    )
+
+
+@st.composite
 def _registers(draw: st.DrawFn) -> m.Register:
     n = draw(st.integers(0, 6))
     holders = st.lists(u64, max_size=3)
@@ -210,6 +218,7 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     m.Holds: st.builds(m.Holds, id_columns),
     m.Explain: st.builds(m.Explain, u63, id_columns),
     m.Explained: _explained(),
+    m.Output: _outputs(),
     m.Inventory: _inventories(),
     m.Fetch: st.builds(
         m.Fetch,

@@ -353,6 +353,15 @@ def _read_returned(f: list[Any], bulk: Bulk) -> m.Returned:
     return m.Returned(ids, attempts, read_int(f[2]))
 
 
+def _read_output(f: list[Any], bulk: Bulk) -> m.Output:
+    _no_bulk(bulk)
+    ids = read_ids(f[0])
+    attempts, dropped = read_ids(f[1]), read_ids(f[2])
+    if not len(attempts) == len(dropped) == len(ids):
+        raise Malformed("a column has another length than its ids")
+    return m.Output(ids, attempts, dropped, read_blobs(f[3], len(ids)))
+
+
 def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
     _no_bulk(bulk)
     codecs = tuple(read_text(name, 32) for name in read_list(f[3]))
@@ -569,6 +578,13 @@ _KINDS: dict[int, _Kind] = {
     64: _Kind(m.Acquire, True, lambda x: (x.request, x.name, x.waits), _read_acquire, 3),
     65: _Kind(m.Unlock, True, lambda x: (x.request,), _int_reader(m.Unlock), 1),
     66: _Kind(m.Locked, True, lambda x: (x.request, x.held), _read_locked, 2),
+    70: _Kind(
+        m.Output,
+        True,
+        lambda x: (pack_ids(x.ids), pack_ids(x.attempts), pack_ids(x.dropped), x.texts),
+        _read_output,
+        4,
+    ),
     76: _Kind(
         m.Inventory,
         True,

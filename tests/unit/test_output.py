@@ -1,0 +1,178 @@
+"""Output of tasks: whose it is, how much of it is kept, and when it is told."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from zfabric.core import output as o
+from zfabric.core.output import OutputBook, OutputShelf, TaskText
+from zfabric.runtime.slot_output import READ_NBYTES, SlotOutput
+from zfabric.runtime.slot_streams import MARK, WRITER
+
+SECRET = b"\0\1\2\3\4\5\6\7"
+Rows = list[tuple[int, int, int, bytes]]
+
+
+def taken(book: OutputBook, now: float) -> Rows:
+    message = book.take(now)
+    return [] if message is None else list(zip(*message, strict=True))
+
+
+def test_whole_lines_are_told_at_once_and_the_rest_soon() -> None:
+    book = OutputBook()
+    book.write(1, 7, 1, b"one\ntw", 0.0)
+    assert taken(book, 0.0) == [(7, 1, 0, b"one\n")]
+    assert book.wake_at(0.0) == pytest.approx(o.LINE_S)
+    assert taken(book, 0.1) == []
+    assert taken(book, 0.25) == [(7, 1, 0, b"tw")]
+    assert not book.waits
+
+
+def test_the_next_task_of_a_slot_ends_the_one_before() -> None:
+    book = OutputBook()
+    book.write(1, 7, 1, b"a", 0.0)
+    book.write(1, 8, 1, b"b", 0.0)
+    book.write(2, 9, 3, b"c", 0.0)
+    assert taken(book, 0.0) == [(7, 1, 0, b"a")]
+    book.end(1)
+    book.end(2)
+    assert taken(book, 0.0) == [(8, 1, 0, b"b"), (9, 3, 0, b"c")]
+
+
+def test_a_flood_is_told_by_its_budget_and_its_end_in_any_case() -> None:
+    book = OutputBook()
+    block = b"x" * 1023 + b"\n"
+    told = 0
+    for i in range(1024):  # a megabyte in a second
+        book.write(1, 7, 1, block, i / 1024)
+        told += sum(len(row[3]) for row in taken(book, i / 1024))
+    assert o.BURST <= told <= o.BURST + o.RATE
+    book.write(1, 7, 1, b"the end", 1.0)
+    book.end(1)
+    [(_, _, dropped, text)] = taken(book, 1.0)
+    assert text.endswith(b"the end") and len(text) >= o.END
+    assert told + dropped + len(text) == 1024 * 1024 + len(b"the end")
+    assert not book.waits
+
+
+def test_what_waits_for_a_broker_is_bounded() -> None:
+    book = OutputBook()
+    for id_ in range(1000):
+        book.write(1, id_, 1, b"y" * 10_000, 0.0)
+    n_messages = nbytes = 0
+    while rows := taken(book, 0.0):
+        n_messages += 1
+        nbytes += sum(len(row[3]) for row in rows)
+        if n_messages > 1 and not book.waits:
+            break
+        book.end(1)
+    assert nbytes <= o.QUEUED + o.PENDING
+
+
+def test_the_last_words_are_those_of_the_task_that_died() -> None:
+    book = OutputBook()
+    book.write(1, 7, 1, b"".join(b"line %d\n" % i for i in range(100)), 0.0)
+    book.take(0.0)
+    assert book.died(1, 7).splitlines() == [f"line {i}" for i in range(80, 100)]
+    book.write(2, 7, 1, b"somebody else", 0.0)
+    assert book.died(2, 8) == ""
+    assert book.died(3, 8) == ""
+
+
+def test_a_client_keeps_head_and_tail() -> None:
+    text = TaskText()
+    for i in range(20_000):
+        text.add(1, 0, b"%5d\n" % i)
+    shown = str(text)
+    assert shown.startswith("    0\n    1\n") and shown.endswith("19998\n19999\n")
+    assert f"[... {120_000 - o.HEAD - o.TAIL} bytes left out ...]" in shown
+
+
+def test_a_gap_that_the_worker_left_stands_in_its_place() -> None:
+    text = TaskText()
+    text.add(1, 0, b"begin\n")
+    text.add(1, 50, b"end\n")
+    assert str(text) == "begin\n\n[... 50 bytes left out ...]\nend\n"
+
+
+def test_tries_are_told_apart() -> None:
+    text = TaskText()
+    text.add(1, 0, b"a\n")
+    text.add(3, 0, b"b\n")
+    assert str(text) == "a\n--- try 3 ---\nb\n"
+
+
+def test_a_shelf_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(o, "STORED", 1000)
+    shelf = OutputShelf()
+    for id_ in range(20):
+        shelf.add(id_, 1, 0, b"z" * 100)
+    assert list(shelf.texts) == list(range(10, 20))
+    shelf.drop(10)
+    shelf.drop(10)
+    shelf.add(30, 1, 0, b"z" * 100)
+    assert list(shelf.texts) == [*range(11, 20), 30]
+
+
+# --- the pipe ---------------------------------------------------------------------------------
+
+
+def mark(stream: int, id_: int, attempt: int = 1) -> bytes:
+    return MARK + SECRET + WRITER.pack(stream, id_, attempt)
+
+
+STREAM = b"".join(
+    [
+        mark(1, 7), b"printed by 7", mark(2, 7), b"its error", mark(0, 7),
+        b"below python", mark(0, 8), mark(0, 9), mark(1, 10), b"\0zf\1 is no mark", mark(0, 10),
+        b"unclaimed",
+    ]
+)  # fmt: skip
+WANT = {
+    (1, (7, 1)): b"printed by 7",
+    (2, (7, 1)): b"its error",
+    (0, (8, 1)): b"below python",
+    (1, (10, 1)): b"\0zf\1 is no mark",
+    (0, None): b"unclaimed",
+}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 16, 29, 1000])
+def test_marks_are_found_however_they_are_cut(cut: int) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    output = SlotOutput(read, SECRET)
+    got: dict[object, bytes] = {}
+    ends = []
+    for at in range(0, len(STREAM), cut):
+        os.write(write, STREAM[at : at + cut])
+        for piece in output.read(0.0):
+            if piece.data:
+                key = (piece.stream, piece.row)
+                got[key] = got.get(key, b"") + piece.data
+            else:
+                ends.append(piece.row and piece.row[0])
+    assert output.holds and not output.closed
+    [piece] = output.let_go()
+    got[(piece.stream, piece.row)] = piece.data
+    assert got == WANT
+    assert ends == [7, 8, 9, 10]
+    os.close(write)
+    assert output.read(0.0) == [] and output.closed
+    output.close()
+
+
+def test_who_writes_too_much_is_left_alone_for_a_while() -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    output = SlotOutput(read, SECRET)
+    for _ in range(100):
+        os.write(write, mark(1, 7) + b"x" * (READ_NBYTES - 100))
+        output.read(1.0)
+    assert 0.3 < output.pause_s < 1.0
+    output.read(2.0)
+    assert output.pause_s == 0.0
+    os.close(write)
+    output.close()

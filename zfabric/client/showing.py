@@ -1,0 +1,62 @@
+"""`Client(show_logs=True)`: what tasks write appears here as they write it, a prefix per line."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from queue import Full, Queue
+
+from zfabric.messages import Output
+
+WAITING = 256
+"""Messages that wait for a slow terminal; further ones are left out. `logs()` has them."""
+
+
+class LogPrinter:
+    """Prints in a thread of its own, which begins with the first output.
+
+    name_of: what to call a task.
+    """
+
+    def __init__(self, name_of: Callable[[int], str]) -> None:
+        self._name_of = name_of
+        self._queue: Queue[Output | None] = Queue(WAITING)
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, message: Output) -> None:
+        """Print it soon. For one thread only: the one that receives."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="zfabric-logs", daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put_nowait(message)
+        except Full:
+            pass
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Print what is there, as far as that goes in time."""
+        if self._thread is not None:
+            try:
+                self._queue.put(None, timeout=timeout_s)
+            except Full:
+                return
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            message = self._queue.get()
+            if message is None:
+                return
+            lines = []
+            for id_, dropped, text in zip(message.ids, message.dropped, message.texts, strict=True):
+                name = self._name_of(id_)
+                if dropped:
+                    lines.append(f"[{name}] [... {dropped} bytes left out ...]\n")
+                shown = text.decode(errors="replace").splitlines()
+                lines += [f"[{name}] {line}\n" for line in shown]
+            try:
+                sys.stdout.write("".join(lines))
+                sys.stdout.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads it any more
