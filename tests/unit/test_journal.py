@@ -246,3 +246,12 @@ def test_a_full_disk_is_told_and_got_over(tmp_path: Path) -> None:
     book.recover(lambda: [(1, b"a"), (2, b"x" * 100_000)])
     assert [kind for kind, _ in book.entries()] == [1, 2]
     book.close()
+
+
+def test_a_client_whose_first_welcome_was_lost_is_told_what_ends() -> None:
+    """It does not know that there was a broker before, so it does not say what it has heard."""
+    scheduler = restored(Written().written())
+    (client,) = scheduler.clients.values()
+    assert client.held_back
+    scheduler.client_was_never_told(client.number)
+    assert not client.held_back

@@ -376,6 +376,8 @@ class BrokerMachine:
                 session.received = max(session.received, hello.acked)
                 session.last_heard = now
                 record.hello = hello._replace(run=record.hello.run)
+                if not hello.previous:
+                    self.scheduler.client_was_never_told(record.number)
             self._welcome(record)
             return
         if hello.role == m.CLIENT and hello.previous:

@@ -445,6 +445,15 @@ class Scheduler:
         """What a worker has kept from a session before this one."""
         resync.worker_came_back(self.table, worker, message)
 
+    def client_was_never_told(self, number: int) -> None:
+        """A restored client whose first Welcome was lost with the broker before: it takes this one
+        for the first, and will not say what it has heard, which is nothing."""
+        client = self.clients.get(number)
+        if client is not None:
+            client.held_back = False
+            if client.ids:
+                self.table.dirty_clients[client] = None
+
     def client_came_back(self, client: ClientRecord, message: m.Inventory, now: float) -> None:
         """What a client has yet to hear of."""
         if self.settling:

@@ -92,6 +92,7 @@ class SimClient(Node):
         self.put_at: set[int] = set()
         """Ids of values that this client has put into stores."""
         self._habits = habits
+        self._endless_ids: set[int] = set()
         self._asked: dict[int, int] = {}
         """Questions that the broker has not answered: how many tasks each was about."""
         self._requests = 0
@@ -302,9 +303,11 @@ class SimClient(Node):
         return made
 
     def _some(self, most: int) -> list[Call]:
-        """Different calls that the user still holds."""
+        """Different calls that the user still holds. Not endless ones: who waits for such a call,
+        and has let go of it, waits for ever, and that is nobody's fault but the user's."""
         rng = self.agenda.rng
-        return rng.sample(self.calls, min(len(self.calls), rng.randint(0, most)))
+        calls = [call for call in self.calls if call.outcome.id not in self._endless_ids]
+        return rng.sample(calls, min(len(calls), rng.randint(0, most)))
 
     def _map(self) -> None:
         for _ in range(self.agenda.rng.randint(1, 12)):
@@ -375,11 +378,16 @@ class SimClient(Node):
         call = self.call(seconds=1e6, options=options)
         call.may = call.may | {m.CANCELLED}
         self._not_again.add(call.outcome.id)
+        self._endless_ids.add(call.outcome.id)
         session = self.session
+        let_go = self.agenda.rng.random() < 0.3
 
         def end() -> None:
             if self.alive and session is self.session and call in self.calls:
-                self.submitter.cancel([call.outcome])
+                if let_go:
+                    self.drop(call)
+                else:
+                    self.submitter.cancel([call.outcome])
                 self.wake(self.agenda.now)
 
         self.agenda.at(self.agenda.now + self.agenda.rng.choice([0.0, 0.01, 1.0]), end)
