@@ -56,6 +56,22 @@ def test_a_broker_that_says_good_bye(client: Client, broker: FakeBroker) -> None
         pending.result(10)
 
 
+def test_a_lock_that_nobody_waits_for_is_given_back(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    """A restarted broker gets an Acquire once more whose waiter has asked anew meanwhile."""
+
+    def grant() -> None:
+        for session in broker.sessions.values():
+            session.post(m.Locked(4321, True))
+            session.post(m.Locked(4322, False))
+
+    broker.stir(grant)
+    wait_until(lambda: broker.seen.get("Unlock"))
+    assert client.submit(add, 1).result(10) == 2
+    assert broker.seen["Unlock"] == [m.Unlock(4321)]
+
+
 def test_garbage_from_the_broker_is_dropped(
     client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
 ) -> None:

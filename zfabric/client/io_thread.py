@@ -49,6 +49,7 @@ from zfabric.messages import (
     Relay,
     Release,
     Results,
+    Unlock,
     Welcome,
 )
 from zfabric.runtime.data_thread import DataThread
@@ -540,6 +541,10 @@ class IoThread:
             if wanting is not None:
                 wanting[1].append((message.held, self.lock_era))
                 wanting[0]()
+            elif message.held:
+                # Nobody waits for it: an Acquire that a restarted broker got once more. Kept, the
+                # lock would be locked for as long as this session lasts.
+                self.submitter.say(Unlock(message.request))
         elif type(message) is Output:
             self.submitter.wrote(message)
             if self.on_output is not None:

@@ -15,7 +15,7 @@ import zfabric
 from zfabric.errors import TaskCancelled
 
 ADDRESS, DIRECTORY, NAME, SEED = sys.argv[1:]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 HELD = ("waiting", "ready", "running", "finished", "failed", "released")
 
 
