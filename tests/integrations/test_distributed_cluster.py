@@ -169,7 +169,11 @@ def test_by_the_command_line() -> None:
 @pytest.mark.slow
 def test_a_cluster_of_jobs_by_dask_jobqueue() -> None:
     """Its way to Slurm, PBS, SGE and LSF; here the jobs are processes of this machine."""
-    local = pytest.importorskip("dask_jobqueue.local")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        local = pytest.importorskip("dask_jobqueue.local")
+    finally:
+        signal.signal(signal.SIGINT, before)  # importing it makes Ctrl-C a silent exit
     options = {"host": "127.0.0.1", "dashboard_address": ":0"}
     with (
         local.LocalCluster(
