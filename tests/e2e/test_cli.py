@@ -78,9 +78,12 @@ def test_three_terminals(
     assert done.returncode == 0, done.stderr
     assert "1 worker" in done.stdout
 
-    status = json.loads(zfabric("status", broker, "--json").stdout)
-    (seen,) = status["workers"]
-    assert (seen["name"], seen["slots"], seen["memory_limit"]) == ("w1", 2, 2**30)
+    def seen() -> tuple[object, ...]:
+        (worker,) = json.loads(zfabric("status", broker, "--json").stdout)["workers"]
+        return worker["name"], worker["slots"], worker["memory_limit"]
+
+    # What a worker says of its memory comes with its first beat.
+    wait_until(lambda: seen() == ("w1", 2, 2**30), what="the worker as it was started")
     assert "w1" in zfabric("status", broker).stdout
 
     began = monotonic()
