@@ -13,14 +13,12 @@ import os
 import platform
 import random
 import resource
-import select
 import socket
 import struct
 import sys
-import textwrap
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from time import monotonic, monotonic_ns
+from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from zfabric import __version__, wire
@@ -31,18 +29,11 @@ from zfabric.core.explain import explain
 from zfabric.core.session import Session
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.supervisor_effects import (
-    AgeOfRow,
     Effect,
     FetchValue,
-    ForgetFunctions,
     FreeValues,
     KeepValue,
-    KillRow,
-    PeekSlot,
     SendRows,
-    StartSlot,
-    StopSlot,
-    TakeBack,
 )
 from zfabric.errors import (
     ChannelClosed,
@@ -53,7 +44,6 @@ from zfabric.errors import (
 )
 from zfabric.ids import new_token
 from zfabric.keys import Join, resolve
-from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.data_thread import DataThread
@@ -62,12 +52,9 @@ from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.host_memory import resident, usual_limit
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.slot_link import SlotLink
-from zfabric.runtime.slot_memory import MemoryWatch
-from zfabric.runtime.slots import Slots
+from zfabric.runtime.slot_keeper import SlotKeeper
 from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value
-from zfabric.runtime.task_output import TaskOutput
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
 from zfabric.transport.locality import is_same_host
@@ -134,29 +121,30 @@ class Worker:
         self._guard = None if join is None else DataGuard()
         self._n_slots = n_slots
         self._kind = kind
-        self._memory = MemoryWatch(memory_limit)
         self._name = name
         self._resources = resources
         self._settings = settings
         self._stop = stop
         self._ready_fd = ready_fd
         now = monotonic()
-        self._epoll = select.epoll()
-        self._slots = Slots(kind, capture=True)
-        self._output = TaskOutput(self._slots, self._epoll, settings)
-        self._slot_by_fd: dict[int, int] = {}
-        self._exit_fds: dict[int, int] = {}
-        """By slot number; see Slots.exit_fd."""
-        self._events: list[tuple[int, int]] = []
         self._memory_limit = settings.memory_limit or usual_limit() // share
         self._store = Store(
             self._memory_limit, SpillFiles(settings.spill_directory), self._store_changed
         )
         self._machine = self._new_machine(now, now)
+        self._crew = SlotKeeper(
+            kind,
+            self._machine,
+            self._store,
+            settings,
+            way_in=address if join is None else join.token(),
+            name=name,
+            memory_limit=memory_limit,
+            on_unreadable=self._look_at_store,
+        )
         self._session: Session | DirectSession = direct or Session(
             new_token(), settings=settings, now=now
         )
-        self._inline_limit = settings.inline_limit
         self._started = now
         self._said_no_answer = False
         self._said_trouble = ""
@@ -178,7 +166,7 @@ class Worker:
         """From the data thread: what is to be done in this one."""
         self._called_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         if kind == "thread":
-            self._output.capture_threads(self._call_soon, monotonic)
+            self._crew.output.capture_threads(self._call_soon, monotonic)
         self._data = DataThread(
             self._call_soon,
             self._relay_to,
@@ -190,7 +178,7 @@ class Worker:
             listener=self._listener,
             on_put=self._machine_value_put,
         )
-        self._poller.add(self._epoll.fileno())
+        self._poller.add(self._crew.fd)
         self._poller.add(self._called_fd)
         if self._channel is not None:
             self._poller.add(self._channel)
@@ -233,15 +221,15 @@ class Worker:
     def take_in(self, ready: Iterable[Any], now: float) -> bool:
         """What the poller found, and what time brought about. Whether the broker spoke."""
         received = False
-        slots_fd = self._epoll.fileno()
+        crew = self._crew
         if self._calls:  # whoever put a value may have told the broker of it: first things first
             self._run_calls()
         for thing in ready:
             if thing is self._channel:
                 self._receive(now)
                 received = True
-            elif thing == slots_fd:
-                self._read_slots(now)
+            elif thing == crew.fd:
+                crew.read(now)
             elif thing == self._called_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(thing)
@@ -250,10 +238,10 @@ class Worker:
                 self._stop.check(thing)
         if now >= self._tick_at:
             self._tick(now)
-        if not self._output.is_quiet:
-            self._output.resume(self._machine, now)
-        if now >= self._memory.look_at(self._machine):
-            self._look_at_memory(now)
+        if not crew.output.is_quiet:
+            crew.output.resume(self._machine, now)
+        if now >= crew.look_at():
+            crew.look_at_memory(now)
         return received
 
     def _call_soon(self, function: Callable[..., None], *args: Any) -> None:
@@ -268,7 +256,7 @@ class Worker:
     def _look_at_store(self) -> None:
         for id_ in self._store.lost():
             self._machine.value_lost(id_)
-        self._unmap(self._store.left())
+        self._crew.unmap(self._store.left())
         self._machine.set_full(self._store.is_full)
 
     def _run_calls(self) -> None:
@@ -279,30 +267,21 @@ class Worker:
     def await_answer(self, now: float) -> bool:
         """Where the rows are so few and short that their results are due at once, wait for them
         and take them in. Whether there are any."""
-        if not self._machine.answers_soon(SOON_S) or not self._epoll_waits(SOON_S):
+        if not self._machine.answers_soon(SOON_S) or not self._crew.waits(SOON_S):
             return False
         now = monotonic()
-        self._read_slots(now)
+        self._crew.read(now)
         self.act(now)
         return True
-
-    def _epoll_waits(self, most_s: float) -> bool:
-        """Whether a slot says something within so short a time.
-
-        The full Poller asks libzmq about four sockets, twice; for a lone short row, whose result
-        is back before that is done, waiting for the slots alone saves a third of the turn.
-        """
-        self._events = self._epoll.poll(most_s)
-        return bool(self._events)
 
     def sleep_s(self, now: float) -> float:
         wake = self._tick_at
         machine_at = self._machine.wake_at(now)
         if machine_at is not None and machine_at < wake:
             wake = machine_at
-        wake = min(wake, self._memory.look_at(self._machine))
-        if not self._output.is_quiet:
-            wake = min(wake, self._output.wake_at(now, self._welcomed))
+        wake = min(wake, self._crew.look_at())
+        if not self._crew.output.is_quiet:
+            wake = min(wake, self._crew.output.wake_at(now, self._welcomed))
         if self._session.has_unsent:
             wake = min(wake, now + (RETRY_S if self._welcomed else RETRY_DIAL_S))
         return max(0.0, wake - now)
@@ -326,12 +305,7 @@ class Worker:
                 log.warning("the broker was silent for %g s", settings.dead_s)
                 session.last_heard = now
                 session.reconnected()
-        self._slots.reap()
-
-    @property
-    def _way_in(self) -> str:
-        """What tasks make clients of this fabric with."""
-        return self._address if self._join is None else self._join.token()
+        self._crew.reap()
 
     def close(self) -> None:
         """Say good-bye, kill the slots, leave nothing behind."""
@@ -346,10 +320,8 @@ class Worker:
         self._data.close()
         if self._guard is not None:
             self._guard.close()
-        self._output.close(self._machine, monotonic())
-        self._slots.kill_all()
+        self._crew.close()
         self._store.close()
-        self._epoll.close()
 
     # --- the broker ---------------------------------------------------------------------------
 
@@ -467,11 +439,9 @@ class Worker:
         self._welcomed = True
         self._session.epoch = header.epoch
         self._name = message.name
-        self._inline_limit = message.inline_limit
         if address := self._data_address():
             self._data.serves_at(message.number, address)
-        for link in self._slots.links.values():
-            self._configure(link)
+        self._crew.configure(self._name, message.inline_limit)
         log.info("worker %s joined %s with %d slots", self._name, self._address, self._n_slots)
         self._tick_at = now
         if self._previous:
@@ -510,19 +480,17 @@ class Worker:
         log.warning("%s; joining again as a new worker", why)
         self._previous = 0
         self._new_session(now)
-        for number in list(self._slots.links):
-            self._unwatch(number)
-        self._slots.kill_all()
-        self._data.reset()
-        self._store.clear()
         # Where a whole fabric stops, our own end is on its way: no slots for so short a time.
         self._machine = self._new_machine(now, now + START_OVER_S)
+        self._crew.reset(self._machine)
+        self._data.reset()
+        self._store.clear()
 
     def speak(self, now: float) -> None:
         session, machine = self._session, self._machine
         if self._welcomed:
-            if not self._output.is_quiet:
-                output = self._output.message(session, now)
+            if not self._crew.output.is_quiet:
+                output = self._crew.output.message(session, now)
                 if output is not None:
                     session.post(output)
             for message in machine.messages(now):
@@ -542,9 +510,7 @@ class Worker:
 
     def _load(self) -> tuple[int, ...]:
         machine = self._machine
-        memory = resident("self") + sum(
-            resident(str(pid)) for n in self._slots.links if (pid := self._slots.pid(n))
-        )
+        memory = resident("self") + self._crew.memory_nbytes()
         return (
             machine.n_rows,
             machine.n_running,
@@ -590,7 +556,7 @@ class Worker:
 
         self._data.fetch(effect.id, effect.nbytes, effect.sources, on_end)
 
-    # --- slots --------------------------------------------------------------------------------
+    # --- what the machine asks for ------------------------------------------------------------
 
     def act(self, now: float) -> None:
         """Do what the machine asks for, until it asks for nothing more."""
@@ -599,203 +565,18 @@ class Worker:
                 self._perform(effect, now)
 
     def _perform(self, effect: Effect, now: float) -> None:
-        kind = type(effect)
-        number = getattr(effect, "slot", 0)
-        if number and kind is not StartSlot and number not in self._slots.links:
-            return  # it was given up while these effects were performed
-        if kind is SendRows:
-            link = self._slots.links[number]
-            try:
-                link.send_rows(effect.functions, effect.rows, self._store)  # type: ignore[union-attr]
-            except SLOT_ERRORS as exc:
-                self._look_at_store()
-                self._bury(number, now, exc)
-                return
-            if link.has_unsent:
-                self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
+        if isinstance(effect, SendRows):
+            self._crew.send_rows(effect, now)
         elif isinstance(effect, KeepValue):
             assert isinstance(effect.value, Value)
             self._store.put(effect.id, effect.value)
         elif isinstance(effect, FreeValues):
             self._store.free(effect.ids)
-            self._unmap(effect.ids)
-        elif isinstance(effect, TakeBack):
-            taken = self._slots.links[effect.slot].take_back(effect.most)
-            self._machine.taken_back(effect.slot, taken)
-        elif isinstance(effect, PeekSlot):
-            self._peek(effect.slot, now)
-        elif isinstance(effect, KillRow):
-            self._kill_row(effect, now)
-        elif isinstance(effect, AgeOfRow):
-            self._tell_age(effect, now)
+            self._crew.unmap(effect.ids)
         elif isinstance(effect, FetchValue):
             self._fetch(effect)
-        elif isinstance(effect, ForgetFunctions):
-            try:
-                self._slots.links[effect.slot].forget(effect.fns)
-            except SLOT_ERRORS as exc:
-                self._bury(number, now, exc)
-        elif isinstance(effect, StartSlot):
-            self._start_slot(effect.slot, now)
-        elif isinstance(effect, StopSlot):
-            self._unwatch(effect.slot)
-            self._slots.stop(effect.slot)
-
-    def _unmap(self, ids: Sequence[int]) -> None:
-        """Values are no longer in memory here: slots shall not keep them there."""
-        if not ids:
-            return
-        for number, link in list(self._slots.links.items()):
-            try:
-                link.unmap(ids)
-            except SLOT_ERRORS as exc:
-                self._bury(number, monotonic(), exc)
-                continue
-            if link.has_unsent:
-                self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
-
-    def _start_slot(self, number: int, now: float) -> None:
-        try:
-            link = self._slots.start(number)
-        except OSError as exc:
-            self._machine.slot_died(number, f"cannot start a slot: {exc}", False, now)
-            return
-        self._slot_by_fd[link.fd] = number
-        self._epoll.register(link.fd, select.EPOLLIN)
-        exit_fd = self._slots.exit_fd(number)
-        if exit_fd >= 0:
-            self._exit_fds[number] = exit_fd
-            self._slot_by_fd[exit_fd] = number
-            self._epoll.register(exit_fd, select.EPOLLIN)
-        self._output.watch(number)
-        self._configure(link)
-
-    def _configure(self, link: SlotLink) -> None:
-        level = self._settings.log_level
-        link.send_config(self._way_in, self._name, self._inline_limit, level)
-
-    def _unwatch(self, number: int) -> None:
-        self._output.unwatch(number)
-        fd = self._slots.links[number].fd
-        self._epoll.unregister(fd)
-        del self._slot_by_fd[fd]
-        exit_fd = self._exit_fds.pop(number, -1)
-        if exit_fd >= 0:
-            self._epoll.unregister(exit_fd)
-            del self._slot_by_fd[exit_fd]
-            os.close(exit_fd)
-
-    def _read_slots(self, now: float) -> None:
-        ready, self._events = self._events or self._epoll.poll(0), []
-        outputs = self._output.by_fd
-        for fd, _ in ready:  # first: what a row wrote goes ahead of its end
-            if fd in outputs:
-                self._output.read(outputs[fd], self._machine, now)
-        for fd, events in ready:
-            number = self._slot_by_fd.get(fd, 0)
-            if not number:
-                continue  # it was buried a moment ago, in this very loop
-            link = self._slots.links[number]
-            if events & select.EPOLLOUT:
-                link.send_more()
-                if not link.has_unsent:
-                    self._epoll.modify(fd, select.EPOLLIN)
-            has_ended = fd != link.fd
-            while self._read_slot(number, now) and has_ended:
-                pass  # all that it said before its end
-            if has_ended and number in self._slots.links:
-                self._bury(number, now)
-
-    def _read_slot(self, number: int, now: float) -> bool:
-        """Take in what one slot says. False: there is nothing more for now, or no slot."""
-        machine, link = self._machine, self._slots.links[number]
-        try:
-            report = link.read()
-        except SLOT_ERRORS as exc:
-            self._bury(number, now, exc, blame=True)
-            return False
-        if report.events and link.has_output():
-            self._output.catch_up(number, machine, now)
-        for event in report.events:
-            if not isinstance(event, int):
-                self._output.ended(number)
-                machine.slot_done(number, *event[:3], now, event.ids)
-            elif event == p.READY:
-                machine.slot_started(number, now)
-            elif event == p.RESET_DONE:
-                machine.slot_reset(number)
-            elif event == p.BLOCKED:
-                if not self._peek(number, now):
-                    return False
-                machine.slot_blocked(number)
-            elif event == p.UNBLOCKED:
-                machine.slot_unblocked(number)
-        if report.closed and number in self._slots.links:
-            self._bury(number, now)
-        return bool(report.events) and not report.closed
-
-    def _kill_row(self, effect: KillRow, now: float) -> None:
-        number = effect.slot
-        if self._peek(number, now) and self._runs(number, effect.id):
-            log.info("slot %d is killed for task %x: %s", number, effect.id, effect.why)
-            self._slots.kill(number)
-
-    def _tell_age(self, effect: AgeOfRow, now: float) -> None:
-        number, age = effect.slot, None
-        if not self._peek(number, now):
-            return
-        if self._runs(number, effect.id):
-            age = (monotonic_ns() - self._slots.links[number].started_ns()) * 1e-9
-        self._machine.row_age(number, effect.id, age, now)
-
-    def _look_at_memory(self, now: float) -> None:
-        for number, text in self._memory.over(self._machine, self._slots, now):
-            if self._peek(number, now):
-                running = self._slots.links[number].is_running()
-                self._machine.slot_too_large(number, running, text, now)
-
-    def _runs(self, number: int, id_: int) -> bool:
-        """Whether that row runs in a slot, of which everything finished was taken in just now."""
-        return self._slots.links[number].is_running() and self._machine.first_row(number) == id_
-
-    def _peek(self, number: int, now: float) -> bool:
-        """Take in what a slot has finished and not told. False: it was given up."""
-        link = self._slots.links[number]
-        try:
-            batch = link.peek()
-        except SLOT_ERRORS as exc:
-            self._bury(number, now, exc, blame=True)
-            return False
-        if batch is not None:
-            self._output.catch_up(number, self._machine, now)
-            self._machine.slot_done(number, *batch[:3], now, batch.ids)
-        if link.is_settled(monotonic_ns()):
-            self._machine.slot_settled(number)
-        return True
-
-    def _bury(
-        self, number: int, now: float, error: Exception | None = None, blame: bool = False
-    ) -> None:
-        """A slot is gone: save what it had finished, blame what it ran.
-
-        error: why it has to go. What it had finished is not to be had then; with `blame`, that
-        may be because of a result, and its first row counts as what killed it: no row may come
-        back for ever.
-        """
-        if error is None and not self._peek(number, now):
-            return
-        running = blame or self._slots.links[number].is_running()
-        last = self._output.last(number, self._machine, now)
-        self._unwatch(number)
-        text = self._slots.bury(number)
-        if error is not None:
-            text = f"slot {number} was given up: {error or repr(error)}; {text}"
-        task = self._machine.running_in(number) if running else ""
-        level = logging.INFO if self._machine.is_doomed(number) else logging.WARNING
-        log.log(level, "%s%s", text, f" ({task})" if task else "")
-        if last and running:
-            text += f"; its last output:\n{textwrap.indent(last, '  ')}"
-        self._machine.slot_died(number, text, running, now)
+        else:
+            self._crew.perform(effect, now)
 
 
 def allow_many_descriptors() -> None:
