@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,10 @@ def _spread(series: Series | None) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def note(text: str) -> None:
+    """What is being done, on one line of the terminal; "" clears it."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r" + text.ljust(60) + ("" if text else "\r"))
+        sys.stderr.flush()

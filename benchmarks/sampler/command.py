@@ -32,10 +32,10 @@ def main(argv: list[str]) -> int:
     for link in links:
         scale = 0.25 if options.quick else 1.0
         try:
-            seen[link.name] = measure(link, kinds, rounds, scale, results, _note)
+            seen[link.name] = measure(link, kinds, rounds, scale, results, report.note)
         except Exception as error:
             results.fail("zfabric", link.name, error)
-    _note("")
+    report.note("")
     machine = environment(("pyzmq", "blosc", "numpy"))
     print(report.header(machine))
     print(f"MB/s of the value, best of {rounds} rounds; auto / better = share of the better way\n")
@@ -88,12 +88,6 @@ def speed(results: Results, cell: str, mode: str) -> float:
     series = results.get(mode, cell, "MB/s")
     assert series is not None
     return max(series.values)
-
-
-def _note(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r" + text.ljust(60) + ("" if text else "\r"))
-        sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,11 +33,11 @@ def main(argv: list[str]) -> int:
         # A round visits every peer, so that a machine that slows down slows all of them.
         for number in range(1, rounds + 1):
             for peer in peers:
-                _note(f"round {number}/{rounds}: {peer.name}")
+                report.note(f"round {number}/{rounds}: {peer.name}")
                 _one_round(peer, results, sizes, options.slots)
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
-    _note("")
+    report.note("")
     print(report.header(machine))
     print(f"{options.slots} slots, {rounds} rounds: median, and lowest..highest\n")
     print(report.table(results, [peer.name for peer in peers]))
@@ -89,12 +89,6 @@ def _chosen(names: str, ours: bool) -> tuple[list[Peer], list[str]]:
         else:
             peers.append(PEERS[name]())
     return peers, missing
-
-
-def _note(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r" + text.ljust(60) + ("" if text else "\r"))
-        sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -45,12 +45,12 @@ def main(argv: list[str]) -> int:
             print(f"left out: {name} (needs {needs})", file=sys.stderr)
             continue
         for plan in plans:
-            _note(f"{name}{', both ends busy' if plan.busy else ''}")
+            report.note(f"{name}{', both ends busy' if plan.busy else ''}")
             try:
                 samples += [{"way": name, **each} for each in run(name, plan, options.timeout)]
             except Exception as error:
                 failures.append(f"FAILED {name}, busy={plan.busy}: {error}")
-    _note("")
+    report.note("")
     machine = environment(PACKAGES)
     text = table(samples)
     print(report.header(machine) + "\n\n" + text)
@@ -130,12 +130,6 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size // unit} {name}"
     return f"{size} B"
-
-
-def _note(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\r" + text.ljust(60) + ("" if text else "\r"))
-        sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,64 +11,25 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.journalled import Journalled
 from zfabric import Client, Lock
 from zfabric.errors import TransportError
 
 
-class Fabric:
-    """A broker with a journal, and one worker, in processes of their own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.address = f"ipc://{directory}/broker"
-        self.children: list[subprocess.Popen[str]] = []
-        self.broker = self.start_broker()
-        self.start("worker", self.address, "--slots", "5")
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "zfabric", *arguments]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.children.append(child)
-        return child
-
-    def start_broker(self) -> subprocess.Popen[str]:
-        broker = self.start(
-            "broker", "--listen", self.address, "--journal", f"{self.directory}/journal"
-        )
-        assert broker.stdout is not None
-        assert "zfabric broker at" in broker.stdout.readline()
-        return broker
-
-    def kill_broker(self) -> None:
-        self.broker.send_signal(signal.SIGKILL)
-        self.broker.wait()
-
-    def wait_for_trouble(self) -> None:
-        """Return when the broker has said that it cannot write; it tells newcomers, too."""
-        assert self.broker.stderr is not None
-        while "no work is taken" not in (line := self.broker.stderr.readline()):
-            assert line
-        with Client(self.address) as newcomer:
-            assert "cannot be written" in newcomer.info()["journal"]
-
-    def close(self) -> None:
-        for child in self.children:
-            child.kill()
-            child.communicate()
-
-
 @pytest.fixture
-def fabric(tmp_path: Path) -> Iterator[Fabric]:
-    fabric = Fabric(tmp_path)
+def fabric(tmp_path: Path) -> Iterator[Journalled]:
+    fabric = Journalled(tmp_path)
     yield fabric
     fabric.close()
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
+def wait_for_trouble(fabric: Journalled) -> None:
+    """Return when the broker has said that it cannot write; it tells newcomers, too."""
+    assert fabric.broker.stderr is not None
+    while "no work is taken" not in (line := fabric.broker.stderr.readline()):
+        assert line
+    with Client(fabric.address) as newcomer:
+        assert "cannot be written" in newcomer.info()["journal"]
 
 
 def audited(path: str, name: str, wait_for: str = "") -> str:
@@ -82,7 +40,9 @@ def audited(path: str, name: str, wait_for: str = "") -> str:
     return name
 
 
-def test_all_go_on_after_kill_9(fabric: Fabric, tmp_path: Path) -> None:
+def test_all_go_on_after_kill_9(
+    fabric: Journalled, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
     audit, gate = str(tmp_path / "audit"), str(tmp_path / "gate")
     with Client(fabric.address) as client:
         done = client.submit(audited, audit, "done")
@@ -90,7 +50,7 @@ def test_all_go_on_after_kill_9(fabric: Fabric, tmp_path: Path) -> None:
         assert done.result(timeout=20) == "done"
         assert len(large.result(timeout=20)) == 1_000_000
         running = client.submit(audited, audit, "running", gate)
-        until(lambda: "running" in Path(audit).read_text())
+        wait_until(lambda: "running" in Path(audit).read_text(), 20.0)
         waiting = client.submit(audited, audit, "waiting", gate)
         behind = client.submit(lambda a, b: a + b, running, done)
         fabric.kill_broker()
@@ -109,7 +69,7 @@ def test_all_go_on_after_kill_9(fabric: Fabric, tmp_path: Path) -> None:
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 
-def test_held_locks_are_told_to_be_lost(fabric: Fabric) -> None:
+def test_held_locks_are_told_to_be_lost(fabric: Journalled) -> None:
     with Client(fabric.address) as client:
         lock = Lock("file", client)
         lock.acquire()
@@ -122,21 +82,21 @@ def test_held_locks_are_told_to_be_lost(fabric: Fabric) -> None:
             assert lock.locked()
 
 
-def test_work_waits_while_the_journal_cannot_be_written(fabric: Fabric, tmp_path: Path) -> None:
+def test_work_waits_while_the_journal_cannot_be_written(fabric: Journalled, tmp_path: Path) -> None:
     with Client(fabric.address) as client:
         assert client.submit(len, "abc").result(timeout=20) == 3
         unlimited = resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
         audit = str(tmp_path / "audit")
         waiting = [client.submit(audited, audit, f"{n}", key=f"{n}") for n in range(20)]
-        fabric.wait_for_trouble()
+        wait_for_trouble(fabric)
         assert not any(future.done() for future in waiting)
         fabric.kill_broker()  # what it has said it knows is in the journal all the same
         fabric.broker = fabric.start_broker()
         assert client.gather(waiting) == [f"{n}" for n in range(20)]
         resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
         more = client.submit(audited, audit, "more")
-        fabric.wait_for_trouble()
+        wait_for_trouble(fabric)
         resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, unlimited)
         assert more.result(timeout=20) == "more"
         assert client.info()["journal"] == "on"
@@ -144,13 +104,17 @@ def test_work_waits_while_the_journal_cannot_be_written(fabric: Fabric, tmp_path
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 
-def test_a_journal_in_use_or_of_others_is_refused(fabric: Fabric, tmp_path: Path) -> None:
-    other = fabric.start("broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/journal")
+def test_a_journal_in_use_or_of_others_is_refused(fabric: Journalled, tmp_path: Path) -> None:
+    other = fabric.start(
+        "-m", "zfabric", "broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/journal"
+    )
     _, errors = other.communicate(timeout=20)
     assert other.returncode == 2
     assert "in use by another broker" in errors
     (tmp_path / "letter").write_text("Dear Sir or Madam, " * 100)
-    other = fabric.start("broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/letter")
+    other = fabric.start(
+        "-m", "zfabric", "broker", "-l", f"ipc://{tmp_path}/o", "--journal", f"{tmp_path}/letter"
+    )
     _, errors = other.communicate(timeout=20)
     assert other.returncode == 2
     assert "is not a journal of zfabric" in errors

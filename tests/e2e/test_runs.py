@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,52 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.journalled import Journalled
 from zfabric import Client
 from zfabric.errors import Refused, UsageError
 
 
-class Fabric:
-    """A broker with a journal, and one worker, in processes of their own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.address = f"ipc://{directory}/broker"
-        self.children: list[subprocess.Popen[str]] = []
-        self.broker = self.start_broker()
-        self.start("-m", "zfabric", "worker", self.address, "--slots", "5")
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
-        self.children.append(child)
-        return child
-
-    def start_broker(self) -> subprocess.Popen[str]:
-        journal = str(self.directory / "journal")
-        broker = self.start(
-            "-m", "zfabric", "broker", "--listen", self.address, "--journal", journal
-        )
-        assert broker.stdout is not None
-        assert "zfabric broker at" in broker.stdout.readline()
-        return broker
-
-    def close(self) -> None:
-        for child in self.children:
-            child.kill()
-            child.communicate()
-
-
 @pytest.fixture
-def fabric(tmp_path: Path) -> Iterator[Fabric]:
-    fabric = Fabric(tmp_path)
+def fabric(tmp_path: Path) -> Iterator[Journalled]:
+    fabric = Journalled(tmp_path)
     yield fabric
     fabric.close()
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def audited(path: str, name: str, wait_for: str = "") -> str:
@@ -71,7 +33,7 @@ def audited(path: str, name: str, wait_for: str = "") -> str:
 
 HOLDER = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import cloudpickle, test_runs
 cloudpickle.register_pickle_by_value(test_runs)
 from test_runs import audited
@@ -97,10 +59,10 @@ time.sleep(600)
 """
 
 
-def hold(fabric: Fabric, leave: bool) -> tuple[subprocess.Popen[str], str]:
+def hold(fabric: Journalled, leave: bool) -> tuple[subprocess.Popen[str], str]:
     audit, gate = str(fabric.directory / "audit"), str(fabric.directory / "gate")
     Path(audit).touch()
-    here = str(Path(__file__).parent)
+    here = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     holder = fabric.start(
         "-c",
         HOLDER.format(address=fabric.address, audit=audit, gate=gate, leave=leave, tests=here),
@@ -109,7 +71,7 @@ def hold(fabric: Fabric, leave: bool) -> tuple[subprocess.Popen[str], str]:
     return holder, holder.stdout.readline()
 
 
-def check_all(fabric: Fabric, client: Client) -> None:
+def check_all(fabric: Journalled, client: Client) -> None:
     found = client.futures()
     assert sorted(found) == ["bad", "behind", "done", "large", "running", "sum", "waiting"]
     assert found["done"].result(timeout=20) == "done"
@@ -127,7 +89,9 @@ def check_all(fabric: Fabric, client: Client) -> None:
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 
-def test_a_run_outlives_its_client_that_is_killed(fabric: Fabric) -> None:
+def test_a_run_outlives_its_client_that_is_killed(
+    fabric: Journalled, wait_until: Callable[..., Any]
+) -> None:
     holder, line = hold(fabric, leave=False)
     assert line.split()[1] == "7"
     with pytest.raises(Refused, match=r"held by client .* has to detach first") as refused:
@@ -142,7 +106,7 @@ def test_a_run_outlives_its_client_that_is_killed(fabric: Fabric) -> None:
     holder.kill()
     holder.wait()
     with Client(fabric.address) as client:
-        until(lambda: client.runs()[0]["holder"] == "")
+        wait_until(lambda: client.runs()[0]["holder"] == "")
         assert client.attach("nightly") is client
         check_all(fabric, client)
         client.end_run()
@@ -154,11 +118,10 @@ def test_a_run_outlives_its_client_that_is_killed(fabric: Fabric) -> None:
             client.end_run("nightly")
 
 
-def test_a_run_outlives_its_client_and_its_broker(fabric: Fabric) -> None:
+def test_a_run_outlives_its_client_and_its_broker(fabric: Journalled) -> None:
     _, line = hold(fabric, leave=True)
     assert line == "left\n"
-    fabric.broker.send_signal(signal.SIGKILL)
-    fabric.broker.wait()
+    fabric.kill_broker()
     fabric.broker = fabric.start_broker()
     with Client(fabric.address, run="nightly") as client:
         check_all(fabric, client)
@@ -168,22 +131,23 @@ def test_a_run_outlives_its_client_and_its_broker(fabric: Fabric) -> None:
         assert "large" not in client.futures() and "done" in client.futures()
 
 
-def test_a_holder_of_a_run_survives_the_brokers_restart(fabric: Fabric) -> None:
+def test_a_holder_of_a_run_survives_the_brokers_restart(
+    fabric: Journalled, wait_until: Callable[..., Any]
+) -> None:
     with Client(fabric.address, run="nightly") as client:
         gate = str(fabric.directory / "gate")
         audit = str(fabric.directory / "audit")
         Path(audit).touch()
         running = client.submit(audited, audit, "running", gate, key="running")
-        until(lambda: "running" in Path(audit).read_text())
-        fabric.broker.send_signal(signal.SIGKILL)
-        fabric.broker.wait()
+        wait_until(lambda: "running" in Path(audit).read_text(), 20.0)
+        fabric.kill_broker()
         fabric.broker = fabric.start_broker()
         Path(gate).touch()
         assert running.result(timeout=20) == "running"
         assert client.futures() == {"running": running}
 
 
-def test_misuse_is_named(fabric: Fabric) -> None:
+def test_misuse_is_named(fabric: Journalled) -> None:
     with pytest.raises(UsageError, match="printable"):
         Client(fabric.address, run="")
     with Client(fabric.address) as client:

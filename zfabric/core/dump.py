@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from zfabric.core.tasks import ASSIGNED, READY, STATE_NAMES, WAITING, TaskRecord
+from zfabric.core.tasks import STATE_NAMES, UNFINISHED, TaskRecord
 from zfabric.core.why import Silence, reasons
 
 if TYPE_CHECKING:
     from zfabric.core.scheduler import Scheduler
-
-UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 
 MOST_TASKS = 1000
 """Unfinished tasks in a picture; it counts the others."""

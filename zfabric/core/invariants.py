@@ -18,13 +18,12 @@ from zfabric.core.tasks import (
     READY,
     RELEASED,
     STATE_NAMES,
+    UNFINISHED,
     WAITING,
     TaskRecord,
 )
 from zfabric.core.why import reasons
 from zfabric.errors import InternalError
-
-UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 
 
 def check(scheduler: Scheduler) -> None:

@@ -34,8 +34,17 @@ from msgpack import packb, unpackb
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.core.scheduler import Scheduler
-from zfabric.core.table import UNFINISHED, TaskTable, unknown
-from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, RELEASED, WAITING, TaskRecord
+from zfabric.core.table import TaskTable, unknown
+from zfabric.core.tasks import (
+    ASSIGNED,
+    DONE,
+    FAILED,
+    READY,
+    RELEASED,
+    UNFINISHED,
+    WAITING,
+    TaskRecord,
+)
 from zfabric.errors import RemoteProtocolError, ZFabricError
 from zfabric.messages import STORED, VALUE
 

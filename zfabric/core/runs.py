@@ -20,7 +20,7 @@ from zfabric.config import Settings
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import SessionRecord
-from zfabric.core.table import UNFINISHED
+from zfabric.core.tasks import UNFINISHED
 
 PAGE = 2000
 """Tasks per answer."""

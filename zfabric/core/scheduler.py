@@ -34,7 +34,7 @@ from zfabric.core.placement import WorkerRecord
 from zfabric.core.placer import Placer
 from zfabric.core.quota import Quota
 from zfabric.core.retry import FAILURES
-from zfabric.core.table import UNFINISHED, TaskTable, count, killed, unknown
+from zfabric.core.table import TaskTable, count, killed, unknown
 from zfabric.core.tasks import (
     ASSIGNED,
     DONE,
@@ -43,6 +43,7 @@ from zfabric.core.tasks import (
     READY,
     STATE_NAMES,
     TASK_NBYTES,
+    UNFINISHED,
     WAITING,
     ClientRecord,
     FunctionRecord,

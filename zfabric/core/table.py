@@ -29,6 +29,7 @@ from zfabric.core.tasks import (
     FAILED,
     READY,
     RELEASED,
+    UNFINISHED,
     WAITING,
     ClientRecord,
     TaskRecord,
@@ -37,8 +38,6 @@ from zfabric.messages import DIED, ERROR, STORED, VALUE
 
 MAX_STRIKES = 3
 """Failed fetches of a value until its copies are taken for unreachable and it is made again."""
-
-UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 
 
 class TaskTable:

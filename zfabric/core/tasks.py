@@ -39,6 +39,8 @@ RELEASED = 5
 
 STATE_NAMES = ("waiting", "ready", "running", "finished", "failed", "released")
 
+UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
+
 
 TASK_NBYTES = 512
 """About what the record of a task takes, without what it carries."""

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from zfabric.config import Settings
 from zfabric.core.scheduler import Scheduler
-from zfabric.core.tasks import ASSIGNED, READY, WAITING
-
-UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
+from zfabric.core.tasks import UNFINISHED
 
 
 class Watchdog:

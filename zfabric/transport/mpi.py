@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from zfabric.clock import now_s
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, FrameTooLarge
-from zfabric.transport.contract import LARGE, Buffer, Capabilities, Channel, Listener, PeerId
+from zfabric.transport.contract import LARGE, Buffer, Channel, Listener, PeerId
 from zfabric.transport.plain_stream import Options
 
 SCHEME = "mpi"
@@ -50,32 +50,12 @@ Connection = tuple[int, int]
 
 def listen(address: str, **options: Any) -> Listener:
     """See registry.listen. Options: fields of plain_stream.Options."""
-    return MpiListener(address, _options(options))
+    return MpiListener(address, Options.of(options))
 
 
 def connect(address: str, **options: Any) -> Channel:
     """See registry.connect. Options: fields of plain_stream.Options."""
-    return MpiChannel(address, _options(options))
-
-
-def _options(given: dict[str, Any]) -> Options:
-    unknown = set(given) - set(Options._fields)
-    if unknown:
-        raise ConfigError(
-            f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(Options._fields)}"
-        )
-    return Options(**given).check()
-
-
-def _capabilities(options: Options) -> Capabilities:
-    return Capabilities(
-        scheme=SCHEME,
-        ordered=True,
-        copies=True,
-        same_host=False,
-        max_frame=options.max_frame,
-        detects_close=True,
-    )
+    return MpiChannel(address, Options.of(options))
 
 
 def _flat(frames: Sequence[Buffer], options: Options) -> list[Buffer]:
@@ -326,7 +306,7 @@ class MpiListener(Listener):
         if rank != self._hub.rank:
             raise ConfigError(f"{address!r}: this is rank {self._hub.rank}; write mpi://*/NAME")
         self.address = f"{SCHEME}://{rank}/{self._name}"
-        self.capabilities = _capabilities(options)
+        self.capabilities = options.capabilities(SCHEME)
         self._options = options
         self._closed = False
         self._links: dict[Connection, _Link] = {}
@@ -424,7 +404,7 @@ class MpiChannel(Channel):
         self._rank, self._name = _rank_and_name(address)
         self._hub = hub()
         self.address = address
-        self.capabilities = _capabilities(options)
+        self.capabilities = options.capabilities(SCHEME)
         self._options = options
         self._closed = False
         self._up = False

@@ -20,7 +20,7 @@ from typing import Any
 
 from zfabric.clock import now_s
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError
-from zfabric.transport.contract import Buffer, Capabilities, Channel, Listener, PeerId
+from zfabric.transport.contract import Buffer, Channel, Listener, PeerId
 from zfabric.transport.plain_stream import GREETING, BrokenStream, Options, Stream, packed
 
 SCHEME = "sock+tcp"
@@ -36,32 +36,12 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 def listen(address: str, **options: Any) -> Listener:
     """See registry.listen. Options: fields of plain_stream.Options."""
-    return PlainListener(address, _options(options))
+    return PlainListener(address, Options.of(options))
 
 
 def connect(address: str, **options: Any) -> Channel:
     """See registry.connect. Options: fields of plain_stream.Options."""
-    return PlainChannel(address, _options(options))
-
-
-def _options(given: dict[str, Any]) -> Options:
-    unknown = set(given) - set(Options._fields)
-    if unknown:
-        raise ConfigError(
-            f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(Options._fields)}"
-        )
-    return Options(**given).check()
-
-
-def _capabilities(options: Options) -> Capabilities:
-    return Capabilities(
-        scheme=SCHEME,
-        ordered=True,
-        copies=True,
-        same_host=False,
-        max_frame=options.max_frame,
-        detects_close=True,
-    )
+    return PlainChannel(address, Options.of(options))
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -85,7 +65,7 @@ class PlainListener(Listener):
     closed because they broke a rule, `refused` those for which there was no descriptor left."""
 
     def __init__(self, address: str, options: Options) -> None:
-        self.capabilities = _capabilities(options)
+        self.capabilities = options.capabilities(SCHEME)
         self.garbage = 0
         self.refused = 0
         self._options = options
@@ -264,7 +244,7 @@ class PlainChannel(Channel):
     def __init__(self, address: str, options: Options) -> None:
         _host_and_port(address)
         self.address = address
-        self.capabilities = _capabilities(options)
+        self.capabilities = options.capabilities(SCHEME)
         self._options = options
         self._closed = False
         self._stream: Stream | None = None

@@ -16,12 +16,12 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zfabric.clock import now_s
 from zfabric.config import DEFAULTS, MiB
 from zfabric.errors import ConfigError, FrameTooLarge
-from zfabric.transport.contract import LARGE, Buffer
+from zfabric.transport.contract import LARGE, Buffer, Capabilities
 
 GREETING = b"zfsock\x00\x01"
 """Name and version. It begins like no protocol that scanners speak."""
@@ -43,6 +43,27 @@ class Options(NamedTuple):
     """Messages that may queue for a peer."""
     hwm_bytes: int = 32 * MiB
     """Bytes that may queue for a peer; the message that crosses this is still taken whole."""
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """From keyword arguments. Raises ConfigError for one that is unknown or not above 0."""
+        unknown = set(given) - set(cls._fields)
+        if unknown:
+            raise ConfigError(
+                f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(cls._fields)}"
+            )
+        return cls(**given).check()
+
+    def capabilities(self, scheme: str) -> Capabilities:
+        """What an endpoint of such a stream between processes promises."""
+        return Capabilities(
+            scheme=scheme,
+            ordered=True,
+            copies=True,
+            same_host=False,
+            max_frame=self.max_frame,
+            detects_close=True,
+        )
 
     def check(self) -> Options:
         """Itself. Raises ConfigError if a limit is not above 0."""
