@@ -1,7 +1,6 @@
-"""The broker's process: one thread that moves messages between sockets and the machine.
+"""The broker's process: the loop of `runtime.broker_loop`, with keys, a journal and a recording.
 
-Everything that is decided, is decided in `core.broker` and `core.scheduler`. This process never
-unpickles anything, and does not even import pickle.
+This process never unpickles anything, and does not even import pickle.
 """
 
 from __future__ import annotations
@@ -10,254 +9,26 @@ import contextlib
 import json
 import logging
 import os
-import platform
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from zfabric import __version__
 from zfabric.config import Settings
-from zfabric.core.admission import Admission
 from zfabric.core.broker import BrokerMachine
-from zfabric.core.journal import Entry, JournalDamaged
-from zfabric.core.session_record import SessionRecord
-from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, TransportError
-from zfabric.ids import MAX_SESSION
+from zfabric.core.journal import JournalDamaged
+from zfabric.errors import AddressInUse, ConfigError
 from zfabric.messages import WORKER
 from zfabric.runtime.binding import check_exposure, listen_near, reachable
-from zfabric.runtime.guard import LOOK_S, BrokerGuard, ring_for
-from zfabric.runtime.host_memory import resident, usual_limit
-from zfabric.runtime.journal import RETRY_S, Journal, JournalFailed
-from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
+from zfabric.runtime.guard import BrokerGuard, ring_for
+from zfabric.runtime.journal import Journal, JournalKeeper
+from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, remove_orphan, tell_ready
 from zfabric.runtime.recording import RecordedMachine, Recorder
-from zfabric.transport import Listener, Poller
+from zfabric.transport import Poller
 
 log = logging.getLogger(__name__)
-
-DRAIN = 512
-"""Messages taken in per turn at most, so that no flood keeps answers from leaving."""
-
-DRAIN_BYTES = 4 * 1024 * 1024
-"""Bytes taken in per turn, about: of relays for instance, which keep nobody waiting for long."""
-
-GROWN = 32 * 1024 * 1024
-"""Bytes by which this process has grown since the last tick when it looks for the reason."""
-
-GROWN_S = 0.1
-"""When to look again."""
-
-RETRY_FULL_S = 0.005
-"""When to try a peer again whose link was full."""
-
-
-class BrokerLoop:
-    """Receive, decide, send, until asked to stop."""
-
-    def __init__(
-        self,
-        listener: Listener,
-        machine: BrokerMachine,
-        stop: StopRequest,
-        poller: Poller,
-        guard: BrokerGuard | None = None,
-        journal: Journal | None = None,
-    ) -> None:
-        self._journal = journal
-        self._unwritten: list[Entry] = []
-        """Of a turn whose transaction failed. Nothing of that turn may leave."""
-        self._withheld: set[SessionRecord] = set()
-        self._write_at = 0.0
-        self.listener = listener
-        self.machine = machine
-        self._stop = stop
-        self._drain = DRAIN
-        self._tick_at = 0.0
-        self._full = False
-        self._memory = resident("self")
-        self._looks = 0
-        """How often to look for endless messages before it is taken for something else."""
-        self._poller = poller
-        self._guard = guard
-        poller.add(listener)
-        for fd in stop.fds:
-            poller.add(fd)
-
-    def run(self) -> str:
-        """Returns why it ended."""
-        stop, poller = self._stop, self._poller
-        while not stop.requested:
-            ready = poller.wait(self.sleep_s(monotonic()))
-            for thing in ready:
-                if thing is not self.listener:
-                    stop.check(thing)
-            self.receive(monotonic())
-            self.machine.turn()
-            if self._journal is not None:
-                self.write(self._journal, monotonic())
-            self.send()
-        self.close()
-        return stop.requested
-
-    def sleep_s(self, now: float) -> float:
-        """How long to wait for events at most."""
-        tick_at = min(self._tick_at, self.machine.scheduler.due_at)
-        timeout = 0.0 if self.machine.dirty and not self._full else tick_at - now
-        return max(0.0, min(timeout, RETRY_FULL_S) if self._full else timeout)
-
-    def receive(self, now: float) -> None:
-        """What has arrived, and what time brought about."""
-        self._drain_listener(now)
-        if now >= self._tick_at or now >= self.machine.scheduler.due_at:
-            self._tick_at = self.machine.tick(now)
-            if self._guard is not None:
-                self._guard.look(now)
-                self._tick_at = min(self._tick_at, now + LOOK_S)
-            self._look_for_endless(now)
-
-    def _look_for_endless(self, now: float) -> None:
-        """What grows may be a message that somebody never ends: see transport.endless."""
-        memory = resident("self")
-        grown, self._memory = memory - self._memory, memory
-        if grown < GROWN and not self._looks:
-            return
-        self._looks = 10 if grown >= GROWN else self._looks - 1
-        self._tick_at = min(self._tick_at, now + GROWN_S)
-        n_shut = self.listener.shut_endless()
-        if n_shut:
-            self.machine.counts["bad:endless"] += n_shut
-            log.warning("%d connections were shut: much came over them, but no message", n_shut)
-
-    def write(self, journal: Journal, now: float) -> None:
-        """This turn's entries to the disk, before anything that follows from them is sent.
-
-        While that fails, sessions that this turn spoke with or about hear nothing, messages that
-        would have to be written are not taken in, and it is tried again now and then.
-        """
-        machine = self.machine
-        assert machine.journal is not None
-        entries = machine.journal.take()
-        if not self._withheld:
-            if not entries:
-                return
-            try:
-                journal.commit(entries, machine.snapshot)
-            except JournalFailed as exc:
-                machine.journal_trouble = str(exc)
-                log.error("%s; no work is taken until it can", exc)
-                self._withheld.update(machine.sessions.values())
-                self._write_at = now + RETRY_S
-            return
-        if now < self._write_at:
-            return
-        self._write_at = now + RETRY_S
-        try:
-            journal.recover(machine.snapshot)
-        except JournalFailed as exc:
-            machine.journal_trouble = str(exc)
-            return
-        log.warning("the journal %s can be written again", journal.path)
-        machine.journal_trouble = ""
-        self._withheld.clear()
-
-    def close(self) -> None:
-        """Tell everybody."""
-        self.machine.close()
-        self.send()
-
-    def _drain_listener(self, now: float) -> None:
-        recv = self.listener.recv
-        receive = self.machine.receive
-        counts = self.machine.counts
-        n_bytes = n_messages = 0
-        # Finding a socket empty costs as much as a message. Where the last turn found a lone one,
-        # the next does not look for more before it has been answered: the poll tells.
-        for _ in range(self._drain):
-            item = recv()
-            if item is None:
-                break
-            peer, frames = item
-            if frames:
-                n_messages += 1
-                n_bytes += sum(map(len, frames))
-                receive(peer, frames, now)
-                if n_bytes > DRAIN_BYTES:
-                    break
-            else:
-                self.machine.gone(peer, now)
-        self._drain = DRAIN if n_messages != 1 else 1
-        if n_messages:
-            counts["messages_in"] += n_messages
-            counts["bytes_in"] += n_bytes
-
-    def send(self) -> None:
-        """Everything that the links take."""
-        machine = self.machine
-        if machine.replies:
-            for peer, frames in machine.replies:
-                try:
-                    self.listener.send(peer, frames)
-                except TransportError:
-                    machine.counts["replies_lost"] += 1
-            machine.replies.clear()
-            if self._guard is not None:
-                self._guard.evict()
-        self._full = False
-        for record in list(machine.dirty):
-            if self._pump(record):
-                machine.dirty.pop(record, None)
-            else:
-                self._full = True
-        if machine.log:
-            self._log()
-        if machine.stalls:
-            self._report()
-
-    def _pump(self, record: SessionRecord) -> bool:
-        """Whether all that this session may send now has been taken by its link."""
-        if record.peer is None:
-            return True  # _route makes it dirty again
-        if record in self._withheld:
-            return False
-        session = record.session
-        counts = self.machine.counts
-        send = self.listener.send
-        peer = record.peer
-        try:
-            while (frames := session.next_frames()) is not None:
-                if not send(peer, frames):
-                    return False
-                session.sent()
-                counts["messages_out"] += 1
-                counts["bytes_out"] += sum(map(len, frames))
-        except ChannelClosed:
-            self.machine.gone(peer, monotonic())
-            return record.peer is None
-        except TransportError as exc:
-            self.machine.end_unsendable(record, str(exc), monotonic())
-        return True
-
-    def _log(self) -> None:
-        for level, text in self.machine.log:
-            log.log(level, "%s", text)
-        self.machine.log.clear()
-
-    def _report(self) -> None:
-        """A fabric without progress: how it stands goes to a file, for `zfabric replay`."""
-        for state in self.machine.stalls:
-            try:
-                fd, path = tempfile.mkstemp(prefix="zfabric-stall-", suffix=".json")
-                with os.fdopen(fd, "w") as file:
-                    json.dump(state, file, indent=1, default=str)
-            except OSError as exc:
-                log.warning("no report of it could be written: %s", exc)
-            else:
-                log.warning("how it stands: zfabric replay %s", path)
-        self.machine.stalls.clear()
 
 
 def serve(
@@ -310,7 +81,14 @@ def serve(
         try:
             if journal is not None:
                 book = Journal(journal)
-            machine = new_machine(told, settings, admission, recorder, book)
+            arguments = machine_arguments(told, settings, admission)
+            if book is not None:
+                arguments.update(saved=book.entries(), generation=book.generation)
+            if recorder is not None:
+                machine: BrokerMachine = RecordedMachine(recorder, **arguments)
+            else:
+                machine = BrokerMachine(**arguments)
+            keeper = None if book is None else JournalKeeper(book, machine)
             if connection_file is not None:
                 _write_connection_file(Path(connection_file), told)
             if guard is not None:
@@ -319,7 +97,7 @@ def serve(
                 announce(join_lines(told, guard))
             tell_ready(ready_fd, listener.address)
             freeze_garbage()
-            why = BrokerLoop(listener, machine, stop, Poller(), guard, book).run()
+            why = BrokerLoop(listener, machine, stop, Poller(), guard, keeper).run()
         except JournalDamaged as exc:
             log.error("the journal %s is damaged: %s; nothing was changed", journal, exc)
             return 2
@@ -339,38 +117,6 @@ def serve(
             remove_orphan(orphaned_directory, stop)
     log.info("broker stopped: %s", why)
     return 0
-
-
-def remove_orphan(directory: str | None, stop: StopRequest) -> None:
-    """Clean up for a parent that cannot do it any more."""
-    if directory is not None and stop.orphaned:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def new_machine(
-    address: str,
-    settings: Settings,
-    admission: Admission | None = None,
-    recorder: Recorder | None = None,
-    journal: Journal | None = None,
-) -> BrokerMachine:
-    """A broker that has just begun, or goes on with a journal. Raises JournalDamaged."""
-    epoch = int.from_bytes(os.urandom(4), "little") or 1
-    if not settings.broker_bytes:
-        settings = replace(settings, broker_bytes=usual_limit())
-    arguments: dict[str, Any] = {
-        "epoch": epoch,
-        "first_number": 1 + epoch % (MAX_SESSION // 2),
-        "address": address,
-        "version": __version__,
-        "python": platform.python_version(),
-        "settings": settings,
-        "now": monotonic(),
-        "admission": admission,
-    }
-    if journal is not None:
-        arguments.update(saved=journal.entries(), generation=journal.generation)
-    return RecordedMachine(recorder, **arguments) if recorder else BrokerMachine(**arguments)
 
 
 def join_lines(address: str, guard: BrokerGuard | None = None) -> str:

@@ -11,7 +11,7 @@ from zfabric import transport
 from zfabric.config import Settings
 from zfabric.errors import ConfigError, InsecureBind, TransportError
 from zfabric.runtime.binding import check_exposure, is_loopback, split_tcp
-from zfabric.runtime.guard import DataGuard
+from zfabric.runtime.data_guard import DataGuard
 from zfabric.transport.contract import Listener
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from zfabric.config import Settings
 from zfabric.errors import ConfigError
 from zfabric.keys import Join, KeyPair
 from zfabric.keys.pair import key_bytes
-from zfabric.runtime.guard import client_keys
+from zfabric.runtime.data_guard import client_keys
 from zfabric.transport import Channel
 
 _MARK = "?key="

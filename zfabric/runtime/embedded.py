@@ -17,11 +17,12 @@ from time import monotonic
 from typing import Any
 
 from zfabric.config import Settings
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.direct import DirectSession
 from zfabric.errors import AddressInUse, ConfigError
 from zfabric.ids import new_token
-from zfabric.runtime.broker import BrokerLoop, new_machine, remove_orphan
-from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
+from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, remove_orphan, tell_ready
 from zfabric.runtime.worker import Worker, allow_many_descriptors
 from zfabric.transport import Poller, listen
 from zfabric.wire import Header
@@ -120,7 +121,7 @@ def serve(
             log.error("%s", exc)
             return 2
         poller = Poller()
-        machine = new_machine(listener.address, settings)
+        machine = BrokerMachine(**machine_arguments(listener.address, settings))
         broker = BrokerLoop(listener, machine, stop, poller)
         up = DirectSession(new_token(), machine.epoch)
         worker = None

@@ -13,11 +13,12 @@ from zfabric.config import Settings
 from zfabric.core.admission import Admission, user_text
 from zfabric.core.broker import BrokerMachine
 from zfabric.errors import ConfigError
-from zfabric.keys import KeyPair, KeyRing, Member, default_directory
+from zfabric.keys import KeyRing, Member, default_directory
 from zfabric.keys.pair import fingerprint
 from zfabric.runtime.binding import is_loopback, split_tcp
-from zfabric.transport import Listener, sodium, zap
-from zfabric.transport.curve import ClientKeys, ServerKeys
+from zfabric.runtime.data_guard import warn_of_slow_encryption
+from zfabric.transport import Listener, zap
+from zfabric.transport.curve import ServerKeys
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +57,15 @@ class BrokerGuard:
         warn_of_slow_encryption()
         self._tell(now)
 
-    def look(self, now: float) -> None:
-        """See whether keys came or went. Call it often; it looks twice a second."""
-        if now < self._look_at:
-            return
-        self._look_at = now + LOOK_S
+    def look(self, now: float) -> float:
+        """See whether keys came or went. Call it often; it looks twice a second. Returns when to
+        call it again at the latest."""
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            self._look(now)
+        return self._look_at
+
+    def _look(self, now: float) -> None:
         if zap.supervise():
             log.error("the service that admits keys had ended; started it again")
         try:
@@ -114,38 +119,6 @@ class BrokerGuard:
         return user in self._users.values()
 
 
-class DataGuard:
-    """The same at a worker's data door: its pair lives as long as the worker, and the broker says
-    whose keys are admitted. Each comes in with its own key, so that revoking one needs no new
-    secrets for the others, and no secret is ever handed out."""
-
-    def __init__(self) -> None:
-        self._pair = KeyPair.new()
-        self._users: dict[bytes, str] = {}
-        self.security = ServerKeys(
-            self._pair.public, self._pair.secret, self._admit, self._is_admitted
-        )
-
-    @property
-    def public(self) -> bytes:
-        return self._pair.public
-
-    def admit(self, keys: tuple[bytes, ...], listener: Listener | None) -> None:
-        """From now on these, and no others."""
-        self._users = {key: key.hex() for key in keys}
-        if listener is not None:
-            listener.evict(self._is_admitted)
-
-    def close(self) -> None:
-        self.security.close()
-
-    def _admit(self, key: bytes) -> str:
-        return self._users.get(key, "")
-
-    def _is_admitted(self, user: str) -> bool:
-        return bytes.fromhex(user) in self._users
-
-
 def ring_for(address: str, directory: str | None, insecure: bool) -> KeyRing | None:
     """The keys for a broker that listens at this address; None where it does without.
 
@@ -171,15 +144,3 @@ def _by_key(members: list[Member]) -> dict[bytes, str]:
         member.own.public: user_text(member.role, member.name, fingerprint(member.own.public))
         for member in members
     }
-
-
-def warn_of_slow_encryption() -> None:
-    """Say so where large values will wait for libsodium rather than for the network."""
-    text = sodium.warning(sodium.speed())
-    if text:
-        log.warning("%s", text)
-
-
-def client_keys(broker: bytes, own: KeyPair) -> ClientKeys:
-    """For dialling a listener with that public key."""
-    return ClientKeys(broker, own.public, own.secret)

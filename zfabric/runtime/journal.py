@@ -16,7 +16,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
+from zfabric.core.session_record import SessionRecord
 from zfabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -182,3 +184,48 @@ def _why_unusable(path: Path, exc: sqlite3.Error) -> str:
         f"the journal {path} is damaged or cannot be written ({text}); nothing was changed. Put a "
         "copy of it in place, or begin with another file"
     )
+
+
+class JournalKeeper:
+    """Writes each turn of a broker's machine to its journal.
+
+    withheld: sessions that must hear nothing, as what they would hear is not written yet.
+    """
+
+    def __init__(self, journal: Journal, machine: BrokerMachine) -> None:
+        self._journal = journal
+        self._machine = machine
+        self.withheld: set[SessionRecord] = set()
+        self._write_at = 0.0
+
+    def write(self, now: float) -> None:
+        """This turn's entries to the disk, before anything that follows from them is sent.
+
+        While that fails, sessions that this turn spoke with or about hear nothing, messages that
+        would have to be written are not taken in, and it is tried again now and then.
+        """
+        machine, journal = self._machine, self._journal
+        assert machine.journal is not None
+        entries = machine.journal.take()
+        if not self.withheld:
+            if not entries:
+                return
+            try:
+                journal.commit(entries, machine.snapshot)
+            except JournalFailed as exc:
+                machine.journal_trouble = str(exc)
+                log.error("%s; no work is taken until it can", exc)
+                self.withheld.update(machine.sessions.values())
+                self._write_at = now + RETRY_S
+            return
+        if now < self._write_at:
+            return
+        self._write_at = now + RETRY_S
+        try:
+            journal.recover(machine.snapshot)
+        except JournalFailed as exc:
+            machine.journal_trouble = str(exc)
+            return
+        log.warning("the journal %s can be written again", journal.path)
+        machine.journal_trouble = ""
+        self.withheld.clear()

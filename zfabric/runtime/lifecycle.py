@@ -80,3 +80,11 @@ def tell_ready(ready_fd: int | None, text: str) -> None:
         with contextlib.suppress(OSError):
             os.write(ready_fd, text.encode() + b"\n")
         os.close(ready_fd)
+
+
+def remove_orphan(directory: str | None, stop: StopRequest) -> None:
+    """Clean up for a parent that cannot do it any more."""
+    if directory is not None and stop.orphaned:
+        import shutil
+
+        shutil.rmtree(directory, ignore_errors=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import tempfile
 import threading
 import zlib
 from typing import NamedTuple
@@ -51,7 +50,7 @@ class SpillFiles:
     else. Any thread may use this."""
 
     def __init__(self, directory: str = "", in_memory: bool = False) -> None:
-        self._directory = directory or tempfile.gettempdir()
+        self._directory = directory
         self._in_memory = in_memory
         self._lock = threading.Lock()
         self._current: _File | None = None
@@ -132,6 +131,9 @@ def _give_back(part: Spilled) -> None:
 
 def _unnamed(directory: str) -> int:
     """A file without a name. Raises OSError."""
+    import tempfile  # 10 ms that a worker which never spills need not pay
+
+    directory = directory or tempfile.gettempdir()
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (OSError, AttributeError):  # not every file system has such files

@@ -46,9 +46,9 @@ from zfabric.ids import new_token
 from zfabric.keys import Join, resolve
 from zfabric.runtime.binding import reachable
 from zfabric.runtime.data_address import listen_for_data
+from zfabric.runtime.data_guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
-from zfabric.runtime.guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.host_memory import resident, usual_limit
 from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
 from zfabric.runtime.link_book import LinkBook
