@@ -53,6 +53,17 @@ def test_who_is_silent_does_not_count_and_nobody_waits_for_ever() -> None:
     assert part(readers, D, SILENT_S + 0.2 + PATIENCE_S) == ()
 
 
+def test_a_place_in_the_queue_is_taken_with_the_first_request() -> None:
+    readers = Readers()
+    assert all(readers.ask(7, place, True, False, 0.0) == () for place in (A, B, C, D))
+    assert part(readers, A, 0.1, is_last=True) == part(readers, B, 0.1, is_last=True) == ()
+    assert part(readers, C, 0.2) and part(readers, D, 0.2), "late, and not served here for that"
+    assert readers.ask(8, A, True, True, 0.0) == (), "all of it in one part"
+    assert all(readers.ask(8, place, True, False, 0.1) == () for place in (B, C))
+    for place in (B, C):
+        assert readers.ask(8, place, False, False, 0.2) == (), "A does not count"
+
+
 def test_other_values_are_other_matters_and_few_are_remembered() -> None:
     readers = Readers()
     for id_ in range(2 * MOST_VALUES):
@@ -107,16 +118,24 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 
 
 @pytest.mark.parametrize("size", [24, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_broadcast_leaves_its_source_a_few_times_only(nodes: list[Node], size: int) -> None:
+def test_a_broadcast_leaves_its_source_a_few_times_only(
+    nodes: list[Node], wait_until: Callable[..., Any], size: int
+) -> None:
     """size: MiB."""
     nbytes = size * 2**20
     value = Value.allocate([nbytes])
     for start in range(0, nbytes, 2**20):
         value.destination[start : start + 2**20] = bytes([start >> 20]) * 2**20
     source, *others = nodes
-    source.store.put(5, value)
+    wait_until(lambda: getattr(source.data, "_server", None) is not None)
+    server = source.data._server
+    assert server is not None
+    source.data.run(server.expect, 5)
     for node in others:
         node.fetch(5, nbytes, source)
+    wait_until(lambda: len(server._held) == len(others))  # so that they are at the same time
+    source.store.put(5, value)
+    source.data.run(source.data._arrived, 5)
     for node in others:
         assert node.fetched.wait(60)
         got = node.store.get(5)

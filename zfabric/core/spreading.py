@@ -54,17 +54,23 @@ class Readers:
         """What to do with a request for a part: () serve it, None let it wait; else the reader
         shall go to these places."""
         spread = self._spreads.get(id_)
-        if is_first:
-            if spread is not None:
-                spread.away.discard(place)
-            return ()
         if spread is None:
             spread = self._spreads[id_] = _Spread()
             if len(self._spreads) > MOST_VALUES:
                 self._spreads.popitem(last=False)
+        active = spread.active
+        if is_first:
+            # Served in any case. Its place in the queue is taken now: with its second request it
+            # may be so late that the first readers are gone, and all of the rest would be served.
+            spread.away.discard(place)
+            if not is_last and place not in active:
+                if len(active) < MOST_READERS:
+                    active[place] = now
+                else:
+                    spread.waiting.setdefault(place, now)
+            return ()
         if place in spread.away:
             return self._others(spread)
-        active = spread.active
         if place not in active:
             has_to_wait = place in spread.waiting or len(active) >= MOST_READERS
             if has_to_wait and spread.done and place not in spread.sent_on:
