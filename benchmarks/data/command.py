@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.data import workloads
+from benchmarks.data import targets, workloads
 from benchmarks.data.peers import PEERS
 from benchmarks.measure import Results, deadline, environment
 
@@ -30,7 +30,6 @@ def main(argv: list[str]) -> int:
             peers.append(PEERS[name])
     machine, results = environment(PACKAGES), Results()
     for _ in range(rounds):
-        workloads.plain_socket(results, sizes.array)
         for kind in peers:
             peer = kind()
             try:
@@ -46,6 +45,7 @@ def main(argv: list[str]) -> int:
     print(report.header(machine))
     print(f"2 workers of 1 slot, {rounds} rounds: median, and lowest..highest\n")
     print(report.table(results, shown))
+    print("\n" + targets.table(results))
     if options.json:
         report.write_json(options.json, machine, results, rounds=rounds, quick=options.quick)
     return 1 if results.failures else 0

@@ -21,6 +21,11 @@ def touch(array: Any) -> int:
     return int(array[::4096].sum())
 
 
+def first(array: Any) -> int:
+    """Reads one byte."""
+    return int(array[0])
+
+
 def split(nbytes: int, n: int, seed: int) -> list[Any]:
     return [make(nbytes, (seed + part) % 251) for part in range(n)]
 
@@ -52,6 +57,10 @@ class DataPeer(ABC):
     @abstractmethod
     def submit(self, fn: Any, *args: Any) -> Any:
         """A handle of the result, which stays where it is made if the peer can do that."""
+
+    def submit_to_each(self, fn: Any, handle: Any) -> list[Any]:
+        """One call per worker, each on its own where the peer can be told so."""
+        return [self.submit(fn, handle) for _ in range(2)]
 
     @abstractmethod
     def wait(self, handles: list[Any]) -> None: ...
@@ -85,6 +94,11 @@ class Zfabric(DataPeer):
     def submit(self, fn: Any, *args: Any) -> Any:
         return self._client.submit(fn, *args)
 
+    def submit_to_each(self, fn: Any, handle: Any) -> list[Any]:
+        names = [worker["name"] for worker in self._client.info()["workers"]]
+        assert len(names) == 2
+        return [self._client.submit(fn, handle, workers=name) for name in names]
+
     def wait(self, handles: list[Any]) -> None:
         from zfabric import wait
 
@@ -112,6 +126,7 @@ class Distributed(DataPeer):
             n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
         )
         self._client = Client(self._cluster)
+        self._workers = list(self._client.scheduler_info()["workers"])
 
     def stop(self) -> None:
         self._client.close()
@@ -119,6 +134,9 @@ class Distributed(DataPeer):
 
     def submit(self, fn: Any, *args: Any) -> Any:
         return self._client.submit(fn, *args, pure=False)
+
+    def submit_to_each(self, fn: Any, handle: Any) -> list[Any]:
+        return [self._client.submit(fn, handle, workers=[w], pure=False) for w in self._workers]
 
     def wait(self, handles: list[Any]) -> None:
         from distributed import wait

@@ -6,12 +6,13 @@ import socket
 import statistics
 import threading
 from multiprocessing import get_context
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.data.peers import DataPeer, join, make, pick, split, touch
+from benchmarks.data.peers import DataPeer, first, join, make, pick, split, touch
 from benchmarks.measure import Results, quantile
 
 
@@ -20,41 +21,70 @@ class Sizes(NamedTuple):
     shuffle: int = 512 * 2**20
     parts: int = 64
     calls: int = 300
+    repeats: int = 3
 
 
-QUICK = Sizes(array=16 * 2**20, shuffle=16 * 2**20, parts=8, calls=30)
+QUICK = Sizes(array=16 * 2**20, shuffle=16 * 2**20, parts=8, calls=30, repeats=1)
 
 
 def run(peer: DataPeer, results: Results, sizes: Sizes) -> None:
-    n = sizes.array
+    """All of it with one peer, which has been started."""
+    peer.wait([peer.submit(make, 10, 1), peer.submit(make, 10, 2)])
+    for _ in range(sizes.repeats):
+        # Right before and after what is compared with it: the machine's speed changes.
+        plain_socket(results, sizes.array)
+        _move_one(peer, results, sizes.array)
+    _latency(peer, results, sizes)
+    _shuffle(peer, results, sizes)
+
+
+def _move_one(peer: DataPeer, results: Results, n: int) -> None:
+    """One array: from a worker here, from here to a worker, and used there."""
 
     def rate(workload: str, nbytes: int, seconds: float) -> None:
         results.add(
             peer.name, workload, "rate", nbytes / seconds / 1e9, "GB/s", n, higher_is_better=True
         )
 
-    peer.wait([peer.submit(make, 10, 1), peer.submit(make, 10, 2)])
     handle = peer.submit(make, n, 7)
     peer.wait([handle])
+    before = peak(since_now=True)
     began = perf_counter()
     array = peer.gather(handle)
     rate("gather", n, perf_counter() - began)
     assert array.nbytes == n and array[-1] == 7
+    results.add(peer.name, "gather", "peak of the caller / size", (peak() - before) / n, "x", n)
     del array, handle
     data = np.ones(n, "u1")
+    before = peak(since_now=True)
     began = perf_counter()
     handle = peer.scatter(data)
-    rate("scatter", n, perf_counter() - began)
+    scattered_s = perf_counter() - began
+    rate("scatter", n, scattered_s)
+    extra = (peak() - before) / 2**20
+    results.add(peer.name, "scatter", "peak of the caller", extra, "MiB", n)
     began = perf_counter()
-    users = [peer.submit(touch, handle) for _ in range(2)]
-    peer.wait(users)
-    rate("broadcast to two workers", 2 * n, perf_counter() - began)
-    began = perf_counter()
-    assert peer.gather(peer.submit(touch, handle)) == len(data[::4096])
-    results.add(peer.name, "use again", "time", (perf_counter() - began) * 1e3, "ms", n)
-    del handle, users, data
-    _latency(peer, results, sizes)
-    _shuffle(peer, results, sizes)
+    peer.wait(peer.submit_to_each(touch, handle))
+    spent_s = perf_counter() - began
+    rate("use on two workers", 2 * n, spent_s)
+    results.add(
+        peer.name, "scatter + use on two", "time", (scattered_s + spent_s) * 1e3, "ms", n
+    )  # fmt: skip
+    for workload, what in (("use again", handle), ("use 64 KiB again", None)):
+        if what is None:
+            what = peer.scatter(data[: 2**16])
+            peer.wait(peer.submit_to_each(first, what))
+        began = perf_counter()
+        peer.wait(peer.submit_to_each(first, what))
+        results.add(peer.name, workload, "time", (perf_counter() - began) * 1e3, "ms", n)
+
+
+def peak(since_now: bool = False) -> int:
+    """This process's highest resident memory, in bytes; since_now: counted from here on."""
+    if since_now:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _latency(peer: DataPeer, results: Results, sizes: Sizes) -> None:
@@ -106,6 +136,7 @@ def plain_socket(results: Results, nbytes: int) -> None:
         sender.start()
         sock, _ = server.accept()
         with sock:
+            sock.recv(1)  # the sender has its array
             sock.sendall(b"x")
             began = perf_counter()
             view: Any = memoryview(np.empty(nbytes, "u1"))
@@ -121,5 +152,6 @@ def plain_socket(results: Results, nbytes: int) -> None:
 def _send(address: tuple[str, int], nbytes: int) -> None:
     with socket.create_connection(address) as sock:
         data = np.ones(nbytes, "u1")
+        sock.sendall(b"x")
         sock.recv(1)
         sock.sendall(data)
