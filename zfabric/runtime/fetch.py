@@ -26,6 +26,7 @@ from zfabric.core.transfer import (
 from zfabric.errors import ChannelClosed, ConfigError, RemoteProtocolError, TransportError
 from zfabric.keys import KeyPair
 from zfabric.messages import Chunk, Fetch, Message, NotHere, PutDone
+from zfabric.runtime.chunk_memory import keep_chunks
 from zfabric.runtime.dialling import dial_data
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import SCHEME, MemoryLink
@@ -467,6 +468,7 @@ class Fetcher:
         if channel is None:
             while len(self._channels) >= MAX_CHANNELS:
                 self._close_channel(next(iter(self._channels)))
+            keep_chunks()
             channel = dial_data(address, self._own, self._settings)
             self._channels[address] = channel
             self._poller.add(channel)

@@ -28,6 +28,7 @@ from zfabric.messages import (
     Put,
     PutDone,
 )
+from zfabric.runtime.chunk_memory import keep_chunks
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.store import Store, Value
 from zfabric.transport.contract import Listener, PeerId
@@ -245,6 +246,7 @@ class ValueServer:
         upload.download = Download(id_, 1, allocate, settings=self._settings, now=now)
         upload.download.requests()  # The Put that begins an upload answers this first request.
         self._uploads[id_] = upload
+        keep_chunks()
         return upload
 
     def _send(self, peer: PeerId, message: Message) -> None:
