@@ -64,7 +64,7 @@ class DataThread:
         store: Store | None = None,
         listener: Listener | None = None,
         on_put: Callable[[int, int], None] | None = None,
-        allocate: Callable[[Sequence[int]], Value] = Value.allocate,
+        allocate: Callable[[Sequence[int]], Value] | None = None,
     ) -> None:
         self._deliver = deliver
         self._relay = relay
@@ -75,7 +75,7 @@ class DataThread:
         self._store = store
         self._listener = listener
         self._on_put = on_put
-        self._allocate = allocate
+        self._allocate = allocate or (Value.allocate if store is None else store.allocate)
         self._door = self._open_door()
         self.door = "" if self._door is None else self._door.address
         """The address under which processes of this host get values as memory; "" for none."""
@@ -193,6 +193,9 @@ class DataThread:
                 settings=self._settings,
                 links=self._links,
             )
+        self._segments = [self._fetcher.segments]
+        if self._store is not None:
+            self._segments.append(self._store.segments)
         if self._door is not None:
             self._door.watch(poller.add, poller.discard)
         poller.add(self._wake_fd)
@@ -211,7 +214,7 @@ class DataThread:
             if self._listener is not None:
                 self._listener.close()
             # They know this object, and whoever lets go of it wants its descriptor closed now.
-            del self._fetcher, self._server, self._door
+            del self._fetcher, self._server, self._door, self._segments
             self._calls.clear()
 
     def _arrived(self, id_: int) -> None:
@@ -242,6 +245,10 @@ class DataThread:
                 server.look(now)
             if (at := server.look_at) < inf:
                 wait_s = max(0.0, at - now if wait_s is None else min(wait_s, at - now))
+        for segments in self._segments:
+            left_s = segments.tick(now)
+            if left_s is not None:
+                wait_s = left_s if wait_s is None else min(wait_s, left_s)
         for thing in poller.wait(wait_s):
             if thing is self._listener:
                 assert server is not None

@@ -30,6 +30,7 @@ from zfabric.runtime.chunk_memory import keep_chunks
 from zfabric.runtime.dialling import dial_data
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import SCHEME, MemoryLink
+from zfabric.runtime.segments import Segments
 from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.store import Value
 from zfabric.transport.contract import Channel, Poller
@@ -39,6 +40,9 @@ MAX_ACTIVE = 16
 """Values on their way at a time: each has up to 8 MiB under way."""
 
 MAX_CHANNELS = 64
+
+KEPT_NBYTES = 512 * 2**20
+"""Memory of values that were handed over, kept for the next ones while these follow soon."""
 
 MAX_WAYS = 64
 """To one value; beyond that nobody is sent on."""
@@ -101,6 +105,8 @@ class Fetcher:
         self._relay = relay
         self._own = own
         self._settings = settings
+        self.segments = Segments(KEPT_NBYTES)
+        """Memory in which values are handed over."""
         self.place: Way | None = None
         """Where others get what was fetched here, once that is so."""
         self._gone: set[int] = set()
@@ -400,7 +406,7 @@ class Fetcher:
         if not isinstance(area, Laid):
             raise ValueError("only frames can be handed over")
         if not isinstance(area.file, InFile):
-            area.file = InFile(area.frames, area.sizes)
+            area.file = InFile(area.frames, area.sizes, self.segments)
         return area.sizes, area.file.fd
 
     def _on_memory(self, fd: int, now: float) -> None:
@@ -502,6 +508,7 @@ class Fetcher:
             self._poller.discard(link.fd)
             link.close()
         self._memory.clear()
+        self.segments.close()
         self._moves.clear()
         self._queue.clear()
         self._blocked.clear()

@@ -6,7 +6,8 @@ for a value maps the holder's memory, who puts one hands over memory of its own.
 another user are turned away; another host, or a container with a network of its own, finds nobody
 under that name, and takes the next way.
 
-A memfd is sealed once it is written, so that nobody can change or shorten what others have mapped.
+A memfd is sealed once it is written, so that nobody can change or shorten what others have mapped;
+or it is one of `segments`, which is written again only when nobody has it any more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from msgpack import packb, unpackb
 
 from zfabric.errors import CodecError
 from zfabric.messages import MAX_BUFFERS
+from zfabric.runtime.segments import is_settled
 from zfabric.runtime.slot_values import sealed
 from zfabric.runtime.store import Store, Value
 
@@ -85,7 +87,7 @@ def _value(sizes: Any, data: Any, fd: int) -> Value:
             if type(data) is not bytes:
                 raise CodecError("a value without its bytes")
             return Value.from_bytes(sizes, data)
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & sealed() != sealed():
+        if not is_settled(fd):
             raise CodecError("a value in memory that may change")
     except BaseException:
         if fd >= 0:
@@ -249,5 +251,5 @@ class MemoryLink:
 
 def seal(fd: int) -> None:
     """See to it that a memfd changes no more. Raises OSError where that cannot be."""
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & sealed() != sealed():
+    if not is_settled(fd):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, sealed())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import marshal
 import mmap
@@ -12,6 +13,7 @@ from typing import Any
 from zfabric.codec import layout
 from zfabric.codec.serialise import loads, loads_inline, pack, unpack
 from zfabric.messages import STORED, VALUE
+from zfabric.runtime.segments import SMALLEST, Segments
 from zfabric.runtime.slot_protocol import IN_BAND
 
 MAX_PARTS = 512
@@ -26,9 +28,26 @@ class InFile:
 
     __slots__ = ("fd", "sizes")
 
-    def __init__(self, frames: Sequence[Any], sizes: list[int]) -> None:
-        """Raises OSError when there is no memory; nothing is left then."""
+    def __init__(
+        self, frames: Sequence[Any], sizes: list[int], segments: Segments | None = None
+    ) -> None:
+        """segments: gives the memory of a large one, if it can.
+
+        Raises OSError when there is no memory; nothing is left then.
+        """
         self.sizes = sizes
+        nbytes = layout.nbytes_of(sizes)
+        if segments is not None and nbytes >= SMALLEST:
+            with contextlib.suppress(OSError):
+                writer, self.fd = segments.take(nbytes)
+                try:
+                    write_all(writer, layout.join(frames))
+                    return
+                except BaseException:
+                    self.close()
+                    raise
+                finally:
+                    os.close(writer)
         self.fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             write_all(self.fd, layout.join(frames))
@@ -54,12 +73,13 @@ def sealed() -> int:
 
 
 def write_all(fd: int, parts: Sequence[Any]) -> None:
-    """Write all parts at the file's end. Writing a cold file is twice as fast as touching it
+    """Write all parts at the file's beginning. Writing a cold file is twice as fast as touching it
     through a mapping, for the kernel then takes no fault per page."""
     views = [memoryview(part) for part in parts if len(part)]
-    at = 0
+    at = place = 0
     while at < len(views):
-        written = os.writev(fd, views[at : at + MAX_PARTS])
+        written = os.pwritev(fd, views[at : at + MAX_PARTS], place)
+        place += written
         while at < len(views) and written >= len(views[at]):
             written -= len(views[at])
             at += 1

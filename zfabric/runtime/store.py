@@ -23,6 +23,7 @@ from time import monotonic
 from zfabric.codec import layout
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
+from zfabric.runtime.segments import SMALLEST, Segments
 from zfabric.runtime.slot_protocol import IN_BAND
 from zfabric.runtime.slot_values import mapped
 from zfabric.runtime.spill import Spilled, SpillFiles
@@ -59,12 +60,19 @@ _serials = itertools.count(1)
 
 class _File:
     """A memfd as a destination. Writing a cold file is twice as fast as touching its pages through
-    a mapping, and lets other threads run meanwhile."""
+    a mapping, and lets other threads run meanwhile.
 
-    __slots__ = ("_fd",)
+    is_own: whether the descriptor is closed with this."""
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_fd", "_is_own")
+
+    def __init__(self, fd: int, is_own: bool = False) -> None:
         self._fd = fd
+        self._is_own = is_own
+
+    def __del__(self) -> None:
+        if self._is_own:
+            os.close(self._fd)
 
     def __setitem__(self, part: slice, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -103,7 +111,17 @@ class Value:
     another one after a stay on disk.  is_shown: whether a slot keeps it mapped, perhaps.
     """
 
-    __slots__ = ("_area", "fd", "is_shown", "lock", "nbytes", "serial", "sizes", "spilled")
+    __slots__ = (
+        "_area",
+        "_writer",
+        "fd",
+        "is_shown",
+        "lock",
+        "nbytes",
+        "serial",
+        "sizes",
+        "spilled",
+    )
 
     def __init__(
         self, sizes: Sequence[int], area: memoryview | None, fd: int = -1, nbytes: int = 0
@@ -114,6 +132,7 @@ class Value:
         self.serial = next(_serials)
         self.is_shown = False
         self._area = area
+        self._writer: _File | None = None
         self.lock = threading.Lock()
         """Held while it moves between memory and disk. Never taken by who has a store's lock."""
         self.spilled: Spilled | None = None
@@ -127,25 +146,35 @@ class Value:
 
     @classmethod
     def from_file(cls, sizes: Sequence[int], fd: int) -> Value:
-        """Takes over `fd`, a file with the whole area. Raises CodecError when it is too short."""
+        """Takes over `fd`, a file that begins with the whole area. Raises CodecError when it does
+        not, being too short."""
         try:
-            nbytes = os.fstat(fd).st_size
-            if layout.nbytes_of(sizes) > nbytes:
-                raise CodecError(f"a file of {nbytes} bytes is too short for a value's frames")
+            nbytes = layout.nbytes_of(sizes)
+            size = os.fstat(fd).st_size
+            if nbytes > size:
+                raise CodecError(f"a file of {size} bytes is too short for a value's frames")
         except BaseException:
             os.close(fd)
             raise
         return cls(sizes, None, fd, nbytes)
 
     @classmethod
-    def allocate(cls, sizes: Sequence[int]) -> Value:
-        """Room for a value whose bytes are yet to come, in `area`.
+    def allocate(cls, sizes: Sequence[int], segments: Segments | None = None) -> Value:
+        """Room for a value whose bytes are yet to come, in `destination`.
 
+        segments: gives the memory of a large one, if it can.
         Raises CodecError for sizes that make no sense, OSError when there is no memory.
         """
         nbytes = layout.nbytes_of(sizes)
         if nbytes <= IN_BAND:
             return cls(sizes, memoryview(bytearray(nbytes)))
+        if segments is not None and nbytes >= SMALLEST:
+            with contextlib.suppress(OSError):
+                writer, fd = segments.take(nbytes)
+                file = _File(writer, is_own=True)
+                value = cls.from_file(sizes, fd)
+                value._writer = file
+                return value
         fd = os.memfd_create("zfabric-value", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, nbytes)
@@ -174,7 +203,10 @@ class Value:
 
     @property
     def destination(self) -> Destination:
-        """Where to write its parts as they come."""
+        """Where to write its parts as they come. To be asked for once."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            return writer
         return _Memory(self.area) if self.fd < 0 else _File(self.fd)
 
     @property
@@ -264,6 +296,8 @@ class Store:
         )
         self._limit = limit
         self.mapping_limit = int(MAPPING_SHARE * limit) or UNLIMITED_MAPPINGS
+        self.segments = Segments(self.mapping_limit)
+        """Memory of values that came here, beyond what the limit counts once they are gone."""
         self._files = files
         self._on_change = on_change
         self._need = threading.Event()
@@ -305,6 +339,10 @@ class Store:
             pass
         self._look()
         self._tell_full()
+
+    def allocate(self, sizes: Sequence[int]) -> Value:
+        """See Value.allocate; in memory that other values have left, where there is some."""
+        return Value.allocate(sizes, self.segments)
 
     def get(self, id_: int) -> Value | None:
         """The value, in memory; None if it is not here."""
@@ -393,6 +431,7 @@ class Store:
         if self._spiller is not None:
             self._spiller.join(5.0)
         self.clear()
+        self.segments.close()
 
     # --- memory and disk ----------------------------------------------------------------------
 
@@ -544,7 +583,7 @@ class Store:
             if part is None:
                 return
             try:
-                fresh = Value.allocate(value.sizes)
+                fresh = self.allocate(value.sizes)
                 part.files.read(part, fresh.destination)
             except (OSError, CodecError) as exc:
                 log.error("a value is lost: %s", exc)

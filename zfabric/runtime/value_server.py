@@ -240,7 +240,7 @@ class ValueServer:
         def allocate(sizes: Sequence[int]) -> Destination:
             if not self._store.make_room(layout.nbytes_of(sizes)):
                 raise OSError(errno.ENOMEM, "the worker's memory limit is reached")
-            upload.value = Value.allocate(sizes)
+            upload.value = self._store.allocate(sizes)
             return upload.value.destination
 
         upload.download = Download(id_, 1, allocate, settings=self._settings, now=now)
