@@ -108,6 +108,11 @@ class JournalWriter:
         self._entries: list[Entry] = []
         self._ends: tuple[list[int], bytearray, list[bytes]] = ([], bytearray(), [])
 
+    @property
+    def pending(self) -> int:
+        """Ends and other entries since the last `take`."""
+        return len(self._ends[0]) + len(self._entries)
+
     def take(self) -> list[Entry]:
         """The entries since the last call, in order."""
         self._flush()
