@@ -7,6 +7,7 @@ from typing import Any
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import Settings
+from zfabric.core.admission import Admission
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.session import Session
 
@@ -61,10 +62,15 @@ class Peer:
 class House:
     """A broker, its peers by their connections, and the time."""
 
-    def __init__(self, settings: Settings = SETTINGS) -> None:
+    def __init__(self, settings: Settings = SETTINGS, admission: Admission | None = None) -> None:
         self.now = 100.0
         self.machine = BrokerMachine(
-            epoch=EPOCH, version="1", python="3.12.4", settings=settings, now=self.now
+            epoch=EPOCH,
+            version="1",
+            python="3.12.4",
+            settings=settings,
+            now=self.now,
+            admission=admission,
         )
         self.peers: dict[int, Peer] = {}
         self.strangers: list[tuple[bytes, m.Message]] = []
@@ -77,7 +83,8 @@ class House:
         """End the turn; every message goes to where its session is routed."""
         before = len(to.heard) if to else 0
         self.machine.turn()
-        replies, self.machine.replies = self.machine.replies, []
+        replies = list(self.machine.replies)
+        self.machine.replies.clear()
         for link, frames in replies:
             header, message = wire.decode(frames)
             for peer in self.peers.values():

@@ -22,9 +22,8 @@ class KeyedHouse(House):
     """A broker with keys; `users` says who sits behind which connection."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.users: dict[bytes, str] = {}
-        self.machine.admission = Admission(lambda link: self.users.get(link, ""), 2)
+        super().__init__(admission=Admission(lambda link: self.users.get(link, ""), 2))
         self.admit(ADA, BOB, WORKER)
 
     def admit(self, *users: str) -> None:

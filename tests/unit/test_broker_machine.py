@@ -9,8 +9,7 @@ from tests.unit.broker_house import EPOCH, SETTINGS, House, Peer
 from zfabric import messages as m
 from zfabric import wire
 from zfabric.config import Settings
-from zfabric.core import broker as broker_module
-from zfabric.core import greeting
+from zfabric.core import greeting, switchboard
 from zfabric.core.broker import BrokerMachine
 from zfabric.ids import task_id
 from zfabric.testing.bench import FN, FUNCTION
@@ -152,13 +151,13 @@ def test_who_breaks_the_protocol_is_put_out_and_nobody_else_is(house: House) -> 
 
 
 def test_replies_to_strangers_are_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_module, "MAX_REPLIES", 10)
-    monkeypatch.setattr(broker_module, "REFUSALS_KEPT", 5)
+    monkeypatch.setattr(switchboard, "MAX_REPLIES", 10)
+    monkeypatch.setattr(switchboard, "REFUSALS_KEPT", 5)
     for n in range(100):
         frames = wire.encode(m.Beat(0), n + 1, EPOCH)
         house.machine.receive(b"%d" % n, frames, house.now)
     assert len(house.machine.replies) == 10
-    assert len(house.machine._refused) == 5
+    assert len(house.machine.board._refused) == 5
 
 
 # --- Routes -------------------------------------------------------------------------------------

@@ -102,6 +102,9 @@ class JournalWriter:
     """
 
     def __init__(self, table: TaskTable) -> None:
+        self.trouble = ""
+        """Why nothing can be written now. Messages that would have to be written are taken for
+        lost on their way until it can: their senders send them again."""
         self._table = table
         self._failed: list[TaskRecord] = []
         table.failed = self._failed

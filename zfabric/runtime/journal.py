@@ -213,7 +213,7 @@ class JournalKeeper:
             try:
                 journal.commit(entries, machine.snapshot)
             except JournalFailed as exc:
-                machine.journal_trouble = str(exc)
+                machine.journal.trouble = str(exc)
                 log.error("%s; no work is taken until it can", exc)
                 self.withheld.update(machine.sessions.values())
                 self._write_at = now + RETRY_S
@@ -224,8 +224,8 @@ class JournalKeeper:
         try:
             journal.recover(machine.snapshot)
         except JournalFailed as exc:
-            machine.journal_trouble = str(exc)
+            machine.journal.trouble = str(exc)
             return
         log.warning("the journal %s can be written again", journal.path)
-        machine.journal_trouble = ""
+        machine.journal.trouble = ""
         self.withheld.clear()
