@@ -12,6 +12,8 @@ from concurrent.futures import BrokenExecutor
 from time import perf_counter
 from typing import Any
 
+from zfabric.runtime import slot_context
+
 MOST_TOKENS = 256
 """Initializers that a slot remembers to have run."""
 
@@ -82,6 +84,9 @@ def _begin(token: str, initializer: Callable[..., object], initargs: tuple[Any, 
             begun[token] = exc
         else:
             begun[token] = None
+            context = slot_context.current()
+            if context is not None:
+                context.settle()
     error = begun[token]
     if error is not None:
         raise InitializerFailed(

@@ -37,6 +37,7 @@ from zfabric.runtime.slot_context import SlotContext
 from zfabric.runtime.slot_protocol import BATCH_END, FLUSH_NS
 from zfabric.runtime.slot_streams import Streams
 from zfabric.runtime.slot_values import MISSING, InFile, inlay, mapped, mapped_shared, outlay
+from zfabric.runtime.surroundings import LOOK_NS, SlotSpoilt, Surroundings
 
 FLUSH_ROWS = 128
 FIRST_ROWS = 4
@@ -83,12 +84,28 @@ class Slot:
         """Of the rows in the batch."""
         self._most = FLUSH_ROWS
         """Rows in a batch."""
+        self._look_at = 0
+        """monotonic_ns: when to look at what rows have left behind; 0: at once."""
+        self._n_careful = 0
+        """Rows still to be looked after one by one, as a row has changed something."""
+        self._spoilt = ""
+        """Why the slot ends as soon as it has told what it finished."""
+        self._is_copy: list[bool] = []
+        """Not empty in a process that a task forked."""
         self.streams: Streams | None = None
+        self.surroundings: Surroundings | None = None
         self.context = SlotContext(number, self._tell_blocked)
 
     def capture(self, secret: bytes) -> None:
         """Say of what this process writes by which row it was."""
         self.streams = Streams(secret, self.context, self._words)
+
+    def own_process(self) -> None:
+        """Have each row find this process as the first one did, and copies of it run none."""
+        mend = self.streams.mend if self.streams is not None else bool
+        self.surroundings = Surroundings(mend)
+        self.context.settle = self.surroundings.settle
+        os.register_at_fork(after_in_child=lambda: self._is_copy.append(True))
 
     def serve(self) -> None:
         """Run rows until the supervisor closes the socket."""
@@ -102,6 +119,8 @@ class Slot:
                         self._run(rows)
         except OSError:
             pass  # The supervisor is gone, or a task has closed our descriptors.
+        except SlotSpoilt as exc:
+            print(f"zfabric: process {os.getpid()} ends, another one follows: {exc}", flush=True)
         finally:
             slot_context.enter(None, whole_process=not self._in_thread)
             if self.context.client is not None:
@@ -113,6 +132,7 @@ class Slot:
         """Run rows in order until one has no token. Flushes after 1 ms, but not at the end."""
         take, tokens, words, page = os.eventfd_read, self._tokens, self._words, self._page
         context, functions, limit = self.context, self._functions, self._inline_limit
+        is_copy = self._is_copy
         record, record_nbytes = p.RECORD.pack_into, p.RECORD.size
         claimed, now = self._claimed, monotonic_ns()
         flush_at, batch_ns = claimed + self._most, now - self._spent_ns
@@ -154,12 +174,16 @@ class Slot:
                     frames = None
                 else:
                     status, blob = self._run_linked(row)
+                    if not self._look_at:
+                        flush_at = claimed
             except BaseException as exc:
                 result = frames = None
                 blob = dump_exception(exc, where=self._where(row, args, kwargs))
                 status, blob = ERROR, with_names(blob, class_names(type(exc)))
                 args = kwargs = None
                 _cut_loose(exc)
+            if is_copy:
+                os._exit(0)  # The task has forked, and came back twice.
             nbytes = 0 if type(blob) is InFile else len(blob)
             end = self._end + record_nbytes + nbytes
             if end <= BATCH_END and type(blob) is not InFile:
@@ -177,6 +201,8 @@ class Slot:
                 self._flush()
                 self._send_alone(row[0], status, blob, monotonic_ns() - now)
                 words[2] = words[3] = claimed
+                if self._spoilt:
+                    raise SlotSpoilt(self._spoilt)
             blob = None
             batch_ns = now = monotonic_ns()
             flush_at = claimed + self._most
@@ -224,6 +250,7 @@ class Slot:
         """Functions are loaded by the first row that calls them, whose error a failure is."""
         function = load_function(self._blobs[fn])
         self._functions[fn] = function
+        self._look_at = 0
         return function
 
     # --- towards the supervisor ---------------------------------------------------------------
@@ -233,8 +260,7 @@ class Slot:
         words, end = self._words, self._end
         first = words[p.BATCH_FIRST]
         if words[p.FINISHED] > first:
-            if self.streams is not None:
-                self._look_at_output()
+            self._look_around()
             spent, self._spent_ns = self._spent_ns, 0
             start = p.BATCH - p.RESULTS_HEAD.size
             p.RESULTS_HEAD.pack_into(
@@ -243,11 +269,12 @@ class Slot:
             self._send(self._page[start:end])
             self._end = p.BATCH
             words[p.BATCH_FIRST] = words[p.FINISHED]
+            if self._spoilt:
+                raise SlotSpoilt(self._spoilt)
 
     def _send_alone(self, id_: int, status: int, blob: Any, spent_ns: int) -> None:
         """Send one record that does not fit the batch; the batch has been flushed."""
-        if self.streams is not None:
-            self._look_at_output()
+        self._look_around()
         fds = []
         kind = p.RESULTS
         if type(blob) is InFile:
@@ -265,14 +292,35 @@ class Slot:
                 data = data[1:]
             self._sock.sendall(data + blob)
 
-    def _look_at_output(self) -> None:
-        """Tell whose it is what was written below Python. While rows do that, they are reported
-        one by one, as nothing else keeps what they write apart."""
-        assert self.streams is not None
-        if self.streams.end_of_row():
+    def _look_around(self) -> None:
+        """What rows have left behind: put back what they changed in this process, and tell whose
+        it is what was written below Python. While there is any of that, rows are reported one by
+        one, as nothing else keeps what they write apart."""
+        # In this order: where a row has put a file of its own in place of stdout, the mark that
+        # follows its output would land in there.
+        if self.surroundings is not None and self._tidy():
+            self._n_careful = FLUSH_ROWS
+        wrote = self.streams is not None and self.streams.end_of_row()
+        if self._n_careful:
+            self._n_careful -= 1
+            self._most = 1
+        elif wrote:
             self._most = 1
         elif self._most < FLUSH_ROWS:
             self._most = max(2 * self._most, FIRST_ROWS)
+
+    def _tidy(self) -> bool:
+        """Look, if it is time to; whether anything was changed."""
+        assert self.surroundings is not None
+        now = monotonic_ns()
+        if now < self._look_at and self._most == FLUSH_ROWS:
+            return False
+        self._look_at = now + LOOK_NS
+        try:
+            return self.surroundings.tidy()
+        except SlotSpoilt as exc:
+            self._spoilt = str(exc)
+            return False
 
     def _send(self, data: bytes | memoryview) -> None:
         with self._send_lock:
@@ -426,6 +474,7 @@ def main(arguments: list[str]) -> None:
         slot.capture(secret)
     else:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    slot.own_process()
     gc.collect()
     gc.freeze()
     try:

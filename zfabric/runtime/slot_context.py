@@ -12,12 +12,17 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def _nothing() -> None:
+    """A slot that is a thread does not keep house in its process."""
+
+
 class SlotContext:
     """Where a task runs.
 
     address: of the broker.  worker: its worker's name.  slot: its slot's number there.
     task_id, attempt: of the row that runs, or ran last.  client: room for the nested client of
-    this slot; whatever is put there is closed, by its close(), when the slot ends.
+    this slot; whatever is put there is closed, by its close(), when the slot ends.  settle: once
+    it was called, tasks find their process as it was then; see surroundings.
     """
 
     __slots__ = (
@@ -27,6 +32,7 @@ class SlotContext:
         "address",
         "attempt",
         "client",
+        "settle",
         "slot",
         "task_id",
         "worker",
@@ -39,6 +45,7 @@ class SlotContext:
         self.task_id = 0
         self.attempt = 0
         self.client: Any = None
+        self.settle: Callable[[], None] = _nothing
         self._tell = tell
         self._depth = 0
         self._lock = threading.Lock()

@@ -43,9 +43,8 @@ class Streams:
         self._waiting = array("i", [0])
         self._n_known = 0
         """Bytes that had been written when the last mark was, with that mark."""
-        sys.stdout = self._text(1)
-        sys.stderr = sys.__stderr__ = self._text(2)
-        sys.__stdout__ = sys.stdout
+        self._texts = [self._text(1), self._text(2)]
+        self.mend()
 
     def _text(self, number: int) -> Any:
         """Unbuffered: a process that dies has said all that it printed."""
@@ -57,6 +56,17 @@ class Streams:
         )
         stream.mode = "w"
         return stream
+
+    def mend(self) -> bool:
+        """Set sys.stdout and sys.stderr; whether they were others, or closed."""
+        for at, text in enumerate(self._texts):
+            if text.closed:
+                self._texts[at] = self._text(at + 1)
+        texts = self._texts
+        if [sys.stdout, sys.stderr] == texts:
+            return False
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = texts
+        return True
 
     def write(self, number: int, data: bytes | memoryview) -> None:
         """Write to a stream on behalf of the row that runs."""
