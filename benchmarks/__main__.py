@@ -9,6 +9,7 @@ SUBJECTS = {
     "dask": "Dask graphs of many small tasks, and of large chunks",
     "distributed-comms": "zmq:// against tcp:// inside the same dask.distributed",
     "data": "large values: scatter, gather, broadcast, shuffle, and calls beside them",
+    "faults": "the same faults on zfabric and its peers: lost, wrong, ran twice, hung, recovery",
     "journal": "what a broker's journal costs: no-op throughput with and without",
     "sampler": "does compression by the measured link choose right? throttled links, real data",
     "security": "what keys cost: transfers over one and two connections, lone calls",
