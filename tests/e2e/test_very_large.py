@@ -22,3 +22,11 @@ def test_a_buffer_of_more_than_two_gib(shared: str, monkeypatch: pytest.MonkeyPa
         assert ends.result(60) == (NBYTES, 7)
         array = made.result(60)
         assert len(array) == NBYTES and array[-1] == 7 and array[2**31] == 7
+
+
+@pytest.mark.slow
+def test_a_value_of_very_many_arrays() -> None:
+    with LocalFabric(1, slots=1) as fabric, Client(fabric.address) as client:
+        data = client.scatter({"many": [np.full(2048, n % 251, "u1") for n in range(66_000)]})
+        ends = client.submit(lambda many: (len(many), int(many[-1][0])), data["many"])
+        assert ends.result(60) == (66_000, 65_999 % 251)

@@ -104,6 +104,16 @@ def test_a_large_array_of_any_layout_leaves_the_stream(name: str) -> None:
     assert len(stream) < 500 and len(buffer) == ARRAYS[name].nbytes
 
 
+def test_of_very_many_arrays_only_large_ones_leave_the_stream() -> None:
+    many: list[np.ndarray] = [np.ones(serialise.IN_BAND, "u1") for _ in range(70_000)]
+    frames = serialise.dumps([many, np.zeros(serialise.LARGE_OF_MANY, "u1")])
+    assert len(frames) == 1 + serialise.MANY + 1
+    back, last = serialise.loads([bytearray(frame) for frame in frames])
+    assert len(back) == 70_000 and last.nbytes == serialise.LARGE_OF_MANY
+    for each in (back[0], back[-1]):
+        assert each.flags.writeable and bytes(each) == bytes(many[0])
+
+
 def test_writable_buffers_are_used_in_place() -> None:
     stream, buffer = serialise.dumps(BASE)
     place = bytearray(buffer)

@@ -15,6 +15,8 @@ from zfabric.errors import CodecError
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
 
+_BELOW, _ABOVE = ALIGNMENT - 1, -ALIGNMENT
+
 MAX_NBYTES = 1 << 46
 """No value is larger; a peer that says so lies."""
 
@@ -28,9 +30,9 @@ def nbytes_of(sizes: Sequence[int]) -> int:
     for size in sizes:
         if size < 0:
             raise CodecError(f"a value with a frame of {size} bytes")
-        end = (end + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT + size
-        if end > MAX_NBYTES:
-            raise CodecError("the frames of a value are larger than any value may be")
+        end = (end + _BELOW & _ABOVE) + size
+    if end > MAX_NBYTES:
+        raise CodecError("the frames of a value are larger than any value may be")
     return end
 
 
@@ -39,7 +41,7 @@ def offsets_of(sizes: Sequence[int]) -> list[int]:
     offsets = []
     end = 0
     for size in sizes:
-        start = (end + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+        start = end + _BELOW & _ABOVE
         offsets.append(start)
         end = start + size
     return offsets
@@ -47,11 +49,17 @@ def offsets_of(sizes: Sequence[int]) -> list[int]:
 
 def split(area: memoryview, sizes: Sequence[int]) -> list[memoryview]:
     """The frames of a value as views into its area. Raises CodecError when it is too short."""
-    if nbytes_of(sizes) > area.nbytes:
+    frames = []
+    end = 0
+    for size in sizes:
+        if size < 0:
+            raise CodecError(f"a value with a frame of {size} bytes")
+        start = end + _BELOW & _ABOVE
+        end = start + size
+        frames.append(area[start:end])
+    if end > area.nbytes:
         raise CodecError(f"{area.nbytes} bytes are too few for frames of {list(sizes)[:8]} bytes")
-    return [
-        area[start : start + size] for start, size in zip(offsets_of(sizes), sizes, strict=True)
-    ]
+    return frames
 
 
 def join(frames: Sequence[bytes | bytearray | memoryview]) -> list[bytes | bytearray | memoryview]:

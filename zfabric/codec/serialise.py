@@ -42,6 +42,15 @@ PROTOCOL = 5
 IN_BAND = 2048
 """Buffers below this many bytes stay in the stream: a frame of its own costs more than the copy."""
 
+MANY = 4096
+"""Buffers of one object, from which on only those of LARGE_OF_MANY bytes leave the stream: every
+part of a value that moves names the sizes of all its frames."""
+
+LARGE_OF_MANY = 2**20
+
+MOST = 60_000
+"""Buffers beside a stream, whatever their size; a message about a value names fewer than 65,536."""
+
 LARGE_BYTES = 64 * 1024
 """From here on `bytes` and bytearrays leave the stream where they can."""
 
@@ -219,6 +228,8 @@ def pickle_frames(
     def keep_in_band(buffer: PickleBuffer) -> bool:
         view = buffer.raw()
         if view.nbytes < IN_BAND:
+            return True
+        if len(buffers) >= MANY and (view.nbytes < LARGE_OF_MANY or len(buffers) >= MOST):
             return True
         buffers.append(view)
         return False
