@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from pathlib import Path
@@ -20,9 +21,11 @@ from zfabric.core.journal import (
     settle,
     snapshot,
 )
+from zfabric.core.locks import Locks
+from zfabric.core.placement import WorkerRecord
 from zfabric.core.scheduler import Scheduler
-from zfabric.core.tasks import DONE, FAILED, READY, WAITING
-from zfabric.errors import ConfigError
+from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING
+from zfabric.errors import ConfigError, RemoteProtocolError
 from zfabric.messages import ERROR, LOST
 from zfabric.runtime import journal as runtime
 from zfabric.testing.bench import Bench, tid
@@ -58,7 +61,7 @@ class Written(Bench):
 
 def restored(entries: list[Entry]) -> Scheduler:
     scheduler = Scheduler()
-    replay(scheduler, entries, 2)
+    replay(scheduler, Locks(), entries, 2)
     invariants.check(scheduler)
     return scheduler
 
@@ -94,9 +97,9 @@ def test_a_replay_gives_the_table_again(bench: Written) -> None:
 
 def test_a_snapshot_is_worth_the_whole_journal(bench: Written) -> None:
     whole = restored(bench.written())
-    short = list(snapshot(bench.scheduler.table, [SESSION], []))
+    short = list(snapshot(bench.scheduler.table, Locks(), [SESSION], []))
     assert sorted(table(restored(short))) == sorted(table(whole))
-    again = list(snapshot(restored(short).table, [SESSION], []))
+    again = list(snapshot(restored(short).table, Locks(), [SESSION], []))
     assert sorted(table(restored(again))) == sorted(table(whole))
 
 
@@ -132,7 +135,7 @@ def test_what_may_run_once_at_most_does_not_run_again() -> None:
     once = m.TaskOptions(idempotent=False)
     bench.submit(1, 2, options={1: once, 2: once})
     scheduler = Scheduler()
-    known = replay(scheduler, bench.written(), 2)
+    known = replay(scheduler, Locks(), bench.written(), 2)
     assert known.started == {tid(1)}, "the other never left"
     settle(scheduler.table, known.started)
     assert [task.state for task in scheduler.tasks.values()] == [FAILED, READY]
@@ -151,10 +154,81 @@ def test_ends_without_a_value_and_retries_are_known(bench: Written) -> None:
     assert [t.state for t in restored(bench.written()).tasks.values()] == [READY, FAILED]
 
 
+def test_attempts_that_gave_no_value_are_remembered() -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    bench.submit(1, options={1: m.TaskOptions(retries=1)})
+    bench.ended(1, status=ERROR, payload=b"exc", credit=0)
+    entries = list(bench.written())
+    for saved in (entries, list(snapshot(restored(entries).table, Locks(), [SESSION], []))):
+        task = restored(saved).tasks[tid(1)]
+        assert task.state == READY and task.history == bench.task(1).history
+        assert len(task.history or ()) == 1
+
+
+def test_a_failure_that_is_told_again_after_a_restart_counts_once() -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    bench.submit(1, options={1: m.TaskOptions(retries=1)})
+    bench.ended(1, status=ERROR, payload=b"exc", credit=0)
+    scheduler = restored(bench.written())
+    scheduler.worker_joined(WorkerRecord(102, "again", 1, now=0.0), 0.0)
+    scheduler.on_message(102, m.Inventory([tid(1)], [1], [], [], 1), 0.0)
+    assert scheduler.workers[102].drops == [tid(1)]
+    scheduler.on_message(102, m.Done([tid(1)], [1], bytes([ERROR]), [b"exc"], 1), 0.0)
+    assert scheduler.tasks[tid(1)].state == READY
+    scheduler.on_message(102, m.Inventory([tid(1)], [2], [], [], 1), 0.0)
+    assert scheduler.tasks[tid(1)].state == ASSIGNED, "the second attempt goes on"
+
+
+def test_a_worker_that_was_not_lost_after_all_is_not_held_against_a_task() -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    bench.submit(1)
+    bench.scheduler.worker_left(101, "silent", bench.now)
+    assert [one.how for one in restored(bench.written()).tasks[tid(1)].history or ()] == [LOST]
+    bench.worker(102, credit=0)
+    bench.hear(102, m.Inventory([tid(1)], [1], [], [], 0))
+    assert not restored(bench.written()).tasks[tid(1)].history
+
+
+def test_locks_have_the_same_holders_and_the_same_queues_again() -> None:
+    bench = Written()
+    other = SavedSession(78, 2, "client-2", 0, "", 0, "")
+    bench.writer.begin(other)
+    for token, request, name in [(77, 1, "a"), (78, 1, "b"), (78, 2, "a"), (77, 2, "b")]:
+        bench.writer.in_its_place(token, m.Acquire(request, name, True))
+    bench.writer.in_its_place(78, m.Acquire(3, "a", False))
+    bench.writer.in_its_place(78, m.Unlock(1))
+    entries = list(bench.written())
+    locks = Locks()
+    scheduler = Scheduler()
+    replay(scheduler, locks, entries, 2)
+    assert locks.requests() == [("a", 1, 1), ("a", 2, 2), ("b", 1, 2)]
+    again = Locks()
+    short = list(snapshot(scheduler.table, locks, [SESSION, other], []))
+    replay(Scheduler(), again, short, 3)
+    assert again.requests() == locks.requests()
+    bench.writer.end(77)
+    later = Locks()
+    replay(Scheduler(), later, bench.written(), 3)
+    assert later.requests() == [("a", 2, 2)]
+
+
+def test_a_message_that_broke_the_protocol_does_not_spoil_a_journal() -> None:
+    bench = Written()
+    bench.submit(1)
+    with pytest.raises(RemoteProtocolError):
+        bench.submit(1)
+    bench.writer.end(SESSION.token)
+    bench.scheduler.client_left(1)
+    assert not restored(bench.written()).tasks
+
+
 def test_numbers_are_not_given_twice(bench: Written) -> None:
     bench.writer.joined(9, 40)
     scheduler = Scheduler()
-    known = replay(scheduler, bench.written(), 2)
+    known = replay(scheduler, Locks(), bench.written(), 2)
     assert known.next_number == 41
     assert known.workers == {9: 40}
     assert known.sessions[0].received == bench.seq
@@ -203,6 +277,19 @@ def test_a_crash_at_any_byte_of_the_log_leaves_whole_turns(tmp_path: Path) -> No
         assert list(torn.entries()) in whole
         torn.close()
     book.close()
+
+
+def test_an_older_journal_is_read_and_is_of_this_format_then(tmp_path: Path) -> None:
+    book = runtime.Journal(tmp_path / "j")
+    book.commit([(1, b"a")], list)
+    book.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.execute("PRAGMA user_version=1")
+    book = runtime.Journal(tmp_path / "j")
+    assert list(book.entries()) == [(1, b"a")]
+    book.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "j")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (runtime.FORMAT,)
 
 
 def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:

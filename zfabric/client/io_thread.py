@@ -589,7 +589,7 @@ class IoThread:
             for part in [*self.submitter.inventory(), *self.submitter.ask_again()]:
                 self._session.post(part)
             for alarm, _ in self.lock_requests.values():
-                alarm()  # the broker has forgotten who wants which lock
+                alarm()  # Locked may have been lost with that broker: it is asked for anew
             log.info("client %s goes on at %s", message.name, self.address)
             return
         self.submitter.welcomed(message.number, message.counter)
@@ -607,7 +607,6 @@ class IoThread:
                 # it has not written down goes out again. Not all clients at the same moment.
                 self._welcomed = False
                 self._resuming = True
-                self.lock_era += 1
                 self._session.pause()
                 self._hello_at = monotonic() + random.uniform(0.0, RESUME_S)
             return

@@ -175,7 +175,7 @@ def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) 
         return False
     if not io.is_open:
         misuse.refuse_closed(client)
-    # The broker restarted. What it had not acknowledged goes to the next one again, this request
-    # perhaps among it, so it is taken back before it is made anew.
+    # The broker restarted. This request may be in its journal, or go to it again, and what it said
+    # of it may be lost: so it is taken back before it is made anew.
     io.post(io.submitter.say, Unlock(request))
     return True

@@ -113,7 +113,7 @@ class BrokerMachine:
         self._ticked = now
         self._restart: Restart | None = None
         if saved is not None:
-            self._restart = Restart(self.scheduler, saved, generation, settings, now)
+            self._restart = Restart(self.scheduler, self.locks, saved, generation, settings, now)
             self.journal = self._desk.journal = self._restart.journal
             self._reception.restore(self._restart, now)
 

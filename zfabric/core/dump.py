@@ -45,7 +45,7 @@ def _task(scheduler: Scheduler, task: TaskRecord, silent_s: Silence) -> dict[str
         "worker": task.worker.name if task.worker else "",
         "inputs": _names(task.deps),
         "reasons": [text for _, text in reasons(scheduler.placer, task, silent_s)],
-        "history": [text for _, text in task.history or ()],
+        "history": [one.text for one in task.history or ()],
     }
 
 

@@ -8,11 +8,13 @@ The journal is a list of entries, (kind, bytes), in the order in which things ha
     ENDS      tasks that ended: [ids, statuses, payloads]
     JOINED    a worker's session began; LEFT: it is over
     STARTED   tasks that may run once at most were sent to a worker
+    TRIED     attempts that gave no value: [[task, how, text, attempt], ...]
 
 Replayed in that order into an empty scheduler they give the same table, but for what only workers
 know: which rows they run and which values they hold. They tell that themselves when they come
 back (`core.resync`). The scheduler is a pure function of its events, so nothing is written of
-what follows from them, such as the deletion of what nobody needs any more.
+what follows from them, such as the deletion of what nobody needs any more. The same holds for
+locks: who has one follows from who asked for it, in which order, and from the ends of sessions.
 
 A value in a worker's store is journalled as an end without the value. Until its worker is back,
 or was waited for in vain, it is a DONE task without a holder, and nothing is placed: that time is
@@ -33,24 +35,27 @@ from msgpack import packb, unpackb
 
 from zfabric import messages as m
 from zfabric import wire
+from zfabric.core.locks import Locks
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.table import TaskTable, unknown
 from zfabric.core.tasks import (
     ASSIGNED,
     DONE,
     FAILED,
+    NOT_LOST,
     READY,
     RELEASED,
     UNFINISHED,
     WAITING,
     TaskRecord,
+    Try,
 )
 from zfabric.errors import RemoteProtocolError, ZFabricError
 from zfabric.messages import STORED, VALUE
 
 Entry = tuple[int, bytes]
 
-BEGIN, END, MESSAGE, ENDS, JOINED, LEFT, STARTED = range(1, 8)
+BEGIN, END, MESSAGE, ENDS, JOINED, LEFT, STARTED, TRIED = range(1, 9)
 
 ROWS = 1024
 """Tasks per entry of a snapshot."""
@@ -59,7 +64,7 @@ GENERATION_BITS = 20
 """Attempts of one task under one broker have numbers of so many bits; above them is counted how
 often the broker was started, so that none is given twice."""
 
-LOGGED = frozenset((m.Submit, m.Release, m.Cancel, m.Retry, m.Register))
+LOGGED = frozenset((m.Submit, m.Release, m.Cancel, m.Retry, m.Register, m.Acquire, m.Unlock))
 
 LOST_WITH_BROKER = "its worker did not come back after the broker had restarted"
 
@@ -175,13 +180,18 @@ class JournalWriter:
                     self._ends[1].append(task.status)
                     self._ends[2].append(task.value or b"")
             self._failed.clear()
+        if self._table.tried:
+            self._entries.append((TRIED, _pack_tries(self._table.tried)))
+            self._table.tried.clear()
         if self._ends[0]:
             self._entries.append((ENDS, _pack_ends(*self._ends)))
             self._ends = ([], bytearray(), [])
 
 
-def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> Restored:
-    """Bring an empty scheduler to where the journal ends; it is `settling` then.
+def replay(
+    scheduler: Scheduler, locks: Locks, entries: Iterable[Entry], generation: int
+) -> Restored:
+    """Bring an empty scheduler, and no locks, to where the journal ends; it is `settling` then.
 
     generation: how often a broker began with this journal, from 1 on.
     Raises JournalDamaged when the entries make no sense.
@@ -199,7 +209,7 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
                 saved = sessions[header.token]
                 if header.epoch:  # else it is a snapshot's, and the peer never sent it
                     sessions[header.token] = saved._replace(received=header.seq)
-                scheduler.on_message(saved.number, message, 0.0)
+                _happen(scheduler, locks, saved.number, message)
             elif kind == ENDS:
                 for id_, status, payload in zip(*_unpack_ends(data), strict=True):
                     task = table.tasks.get(id_)
@@ -221,6 +231,7 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
             elif kind == END:
                 saved = sessions.pop(unpackb(data)[0])
                 scheduler.client_left(saved.number)
+                locks.session_ended(saved.number)
             elif kind == JOINED:
                 token, number = unpackb(data)
                 workers[token] = number
@@ -229,6 +240,11 @@ def replay(scheduler: Scheduler, entries: Iterable[Entry], generation: int) -> R
                 workers.pop(unpackb(data)[0], None)
             elif kind == STARTED:
                 started.update(unpackb(data))
+            elif kind == TRIED:
+                for id_, how, text, attempt in unpackb(data):
+                    task = table.tasks.get(id_)
+                    if task is not None:
+                        _tried(task, Try(how, text, attempt))
             else:
                 raise JournalDamaged(f"an entry of the unknown kind {kind}")
     except (RemoteProtocolError, KeyError, ValueError, TypeError, AssertionError) as exc:
@@ -260,6 +276,7 @@ def settle(table: TaskTable, started: Iterable[int]) -> None:
 
 def snapshot(
     table: TaskTable,
+    locks: Locks,
     sessions: Iterable[SavedSession],
     workers: Iterable[tuple[int, int]],
     started: Iterable[int] = (),
@@ -297,6 +314,11 @@ def snapshot(
     ]
     if begun or started:
         yield STARTED, packb([*begun, *started])
+    tries = [(task.id, one) for task in table.tasks.values() for one in task.history or ()]
+    for start in range(0, len(tries), ROWS):
+        yield TRIED, _pack_tries(tries[start : start + ROWS])
+    for name, number, request in locks.requests():
+        yield _message(tokens[number], m.Acquire(request, name, True))
     yield from _ended([task for task in table.tasks.values() if task.state == DONE])
     yield from _ended([task for task in table.tasks.values() if task.state == FAILED])
     unwanted: dict[int, list[int]] = {}
@@ -365,6 +387,32 @@ def _ended(tasks: list[TaskRecord]) -> Iterator[Entry]:
         yield ENDS, _pack_ends(ids, statuses, payloads)
 
 
+def _happen(scheduler: Scheduler, locks: Locks, number: int, message: m.Message) -> None:
+    """A client said that. What made no sense then makes none now: it ended that session, as the
+    journal goes on to tell."""
+    try:
+        if isinstance(message, m.Acquire):
+            locks.acquire(number, message)
+        elif isinstance(message, m.Unlock):
+            locks.unlock(number, message)
+        else:
+            scheduler.on_message(number, message, 0.0)
+    except RemoteProtocolError:
+        scheduler.table.let_go()
+
+
+def _tried(task: TaskRecord, one: Try) -> None:
+    if one.how != NOT_LOST:
+        task.history = [*(task.history or ()), one]
+    elif task.history:
+        task.history.pop()
+
+
+def _pack_tries(tries: Iterable[tuple[int, Try]]) -> bytes:
+    packed: bytes = packb([[id_, *one] for id_, one in tries])
+    return packed
+
+
 def _message(token: int, message: m.Message) -> Entry:
     body = wire.encode_body(message)
     header = wire.encode_header(body.kind, token, 0, 1, 0)
@@ -422,4 +470,5 @@ def _begin_attempts(table: TaskTable, least: int) -> None:
     for task in table.tasks.values():
         task.attempt = least
         if task.state in UNFINISHED:
-            table.lost[task.id] = (0, least)
+            ended = [one.attempt for one in task.history or () if one.how != m.LOST]
+            table.lost[task.id] = (-max(ended, default=0), least)

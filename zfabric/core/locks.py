@@ -89,6 +89,16 @@ class Locks:
         """Requests behind the one that holds it."""
         return max(0, len(self._queues.get(name, ())) - 1)
 
+    def requests(self, session: int | None = None) -> list[tuple[str, int, int]]:
+        """(name, session, request) of all, or of one session's; each lock's in the order of its
+        queue, the holder's first."""
+        return [
+            (name, number, request)
+            for name, queue in self._queues.items()
+            for number, request in queue
+            if session is None or number == session
+        ]
+
     def names(self) -> list[str]:
         """Of the locks that are held, in the order in which they were taken from being free."""
         return list(self._queues)

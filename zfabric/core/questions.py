@@ -130,7 +130,7 @@ class Questions:
             "owner": task.owner.name,
             "state": task.story().split(": ", 1)[1],
             "reasons": [list(r) for r in reasons(self._scheduler.placer, task, silent_s)],
-            "history": [text for _, text in task.history or ()],
+            "history": [one.text for one in task.history or ()],
         }
 
 

@@ -225,7 +225,7 @@ class Reception:
         if record.hello.run and not for_good:
             board.log.append((logging.INFO, f"nobody holds run {record.hello.run}: {why}"))
             board.unroute(record)
-            board.post(self._locks.session_ended(record.number))
+            self._give_up_locks(record)
             self._runs.park(record, now)
             return
         board.forget(record)
@@ -315,6 +315,13 @@ class Reception:
         board.sessions[token] = run
         board.rename(run, _name_of(hello))
         board.log.append((logging.INFO, f"client {hello.name} holds run {hello.run}"))
+
+    def _give_up_locks(self, run: SessionRecord) -> None:
+        """What its holder had locked does not wait for the next one."""
+        if self.journal is not None:
+            for _, _, request in self._locks.requests(run.number):
+                self.journal.in_its_place(run.session.token, m.Unlock(request))
+        self._board.post(self._locks.session_ended(run.number))
 
     def _release_nameless(self, run: SessionRecord, now: float) -> None:
         ids = self._runs.nameless(run)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from zfabric import messages as m
 from zfabric.config import Settings
 from zfabric.core.journal import Entry, JournalWriter, replay, settle, snapshot
+from zfabric.core.locks import Locks
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import SessionRecord, saved_session
@@ -23,13 +24,14 @@ class Restart:
     def __init__(
         self,
         scheduler: Scheduler,
+        locks: Locks,
         saved: Iterable[Entry],
         generation: int,
         settings: Settings,
         now: float,
     ) -> None:
-        """Fill an empty scheduler. Raises JournalDamaged."""
-        restored = replay(scheduler, saved, generation)
+        """Fill an empty scheduler, and the locks. Raises JournalDamaged."""
+        restored = replay(scheduler, locks, saved, generation)
         self.journal = JournalWriter(scheduler.table)
         self.sessions = restored.sessions
         """Of clients, as they were."""
@@ -37,6 +39,7 @@ class Restart:
         self.expected = restored.workers
         """Workers that were here before the restart and are not back yet."""
         self._scheduler = scheduler
+        self._locks = locks
         self._begun_before = restored.started
         """Tasks that a broker before this one sent to workers, and that may not run again."""
         self._settle_at = now + settings.settle_s
@@ -87,4 +90,4 @@ class Restart:
                 workers.append((record.session.token, record.number))
         # While settling, workers that are still away count as being here.
         workers.extend(self.expected.items())
-        return snapshot(self._scheduler.table, saved, workers, self._begun_before)
+        return snapshot(self._scheduler.table, self._locks, saved, workers, self._begun_before)

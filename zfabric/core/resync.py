@@ -19,9 +19,6 @@ from zfabric.core.placement import WorkerRecord
 from zfabric.core.table import TaskTable
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING, ClientRecord, TaskRecord
 
-ANY = 0
-"""In TaskTable.lost: whatever attempt a worker says that it has."""
-
 
 def worker_came_back(table: TaskTable, worker: WorkerRecord, message: m.Inventory) -> None:
     """Keep or drop each row and value. The answer leaves at the end of the turn."""
@@ -77,12 +74,11 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
     lost = table.lost.get(task.id)
     if task.state not in (READY, WAITING) or lost is None or lost[1] != task.attempt:
         return False
-    if lost[0] not in (ANY, attempt):
+    if attempt != lost[0] if lost[0] > 0 else attempt <= -lost[0]:
         return False
     del table.lost[task.id]
     table.later.pop(task.id, None)
-    if task.history and task.history[-1][0] == m.LOST:
-        task.history.pop()  # it was not lost after all
+    table.forgive(task)
     task.attempt = attempt
     task.state = ASSIGNED
     task.worker = worker

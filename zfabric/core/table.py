@@ -27,12 +27,14 @@ from zfabric.core.tasks import (
     ASSIGNED,
     DONE,
     FAILED,
+    NOT_LOST,
     READY,
     RELEASED,
     UNFINISHED,
     WAITING,
     ClientRecord,
     TaskRecord,
+    Try,
 )
 from zfabric.messages import DIED, ERROR, STORED, VALUE
 
@@ -65,7 +67,9 @@ class TaskTable:
         self.strikes: dict[int, int] = {}
         self.lost: dict[int, tuple[int, int]] = {}
         """For unfinished tasks whose worker was lost: its attempt, and the task's number then. If
-        the task still has that number, nobody has been given it since; see core.resync."""
+        the task still has that number, nobody has been given it since; see core.resync. After a
+        restart there is -n in place of the attempt: any may be had but those up to n, which are
+        known to have ended."""
         self.least_attempt = 0
         """Attempts that began under this broker have numbers above this."""
         self.later: dict[int, float] = {}
@@ -75,6 +79,9 @@ class TaskTable:
         """A heap of the same; entries that `later` does not confirm mean nothing."""
         self.failed: list[TaskRecord] | None = None
         """Where a journal is written: tasks that ended without a value, for it to take."""
+        self.tried: list[tuple[int, Try]] = []
+        """The same: ends of attempts that gave no value, with their tasks; NOT_LOST takes the last
+        one back."""
         self.begun: list[int] = []
         """The same: tasks that may not run twice and were sent to a worker."""
         self.must_place = False
@@ -211,7 +218,7 @@ class TaskTable:
         """An attempt failed: the task raised, or was killed by one of its limits."""
         what = "raised" if status == ERROR else read_text(payload)
         self.blame(task, status, f"on {worker.name}: {what}")
-        n_failed = sum(kind in retry.FAILURES for kind, _ in task.history or ())
+        n_failed = sum(one.how in retry.FAILURES for one in task.history or ())
         if n_failed <= task.options.retries and retry.is_wanted(task.options, status, payload):
             self.requeue(task, now + retry.pause_s(n_failed, task.id, self.settings))
         else:
@@ -232,10 +239,21 @@ class TaskTable:
         task.state = WAITING  # on no worker, so that none is told to drop it
         self.fail(task, status, payload)
 
-    def blame(self, task: TaskRecord, what: int, text: str) -> None:
+    def blame(self, task: TaskRecord, how: int, text: str) -> None:
+        """An attempt ended in that way, and gave no value."""
+        one = Try(how, text, task.attempt)
         if task.history is None:
             task.history = []
-        task.history.append((what, text))
+        task.history.append(one)
+        if self.failed is not None:
+            self.tried.append((task.id, one))
+
+    def forgive(self, task: TaskRecord) -> None:
+        """If its last attempt was said to be lost with its worker: it was not."""
+        if task.history and task.history[-1].how == m.LOST:
+            task.history.pop()
+            if self.failed is not None:
+                self.tried.append((task.id, Try(NOT_LOST, "", task.attempt)))
 
     def requeue(self, task: TaskRecord, at: float = 0.0) -> None:
         """An assigned task is the broker's again; its attempt is over.
@@ -453,19 +471,19 @@ class TaskTable:
 
 def count(task: TaskRecord, what: int) -> int:
     """Attempts of a task that ended in this way."""
-    return sum(kind == what for kind, _ in task.history or ())
+    return sum(one.how == what for one in task.history or ())
 
 
 def killed(task: TaskRecord, what: str) -> bytes:
     """The payload of a KILLED row: all attempts, oldest first."""
-    attempts = [text for _, text in task.history or ()]
+    attempts = [one.text for one in task.history or ()]
     text = f"task {task.name} {what} on {len(attempts)} tries; the last one: {attempts[-1]}"
     return killed_payload(text, attempts)
 
 
 def unknown(task: TaskRecord) -> bytes:
     """The payload of an UNKNOWN row."""
-    last = task.history[-1][1] if task.history else "nothing is known of it"
+    last = task.history[-1].text if task.history else "nothing is known of it"
     return text_payload(f"task {task.name} may have run, and must not run twice; {last}")
 
 

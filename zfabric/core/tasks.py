@@ -23,7 +23,7 @@ A record with nobody left to want it, wait for it or be computed again from it i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zfabric.messages import DEFAULT_OPTIONS, TaskOptions
 
@@ -41,6 +41,20 @@ STATE_NAMES = ("waiting", "ready", "running", "finished", "failed", "released")
 
 UNFINISHED = frozenset((WAITING, READY, ASSIGNED))
 
+
+class Try(NamedTuple):
+    """An attempt that gave no value.
+
+    how: ERROR, LATE, OVERSIZE, DIED or LOST (zfabric.messages).  text: where, and what happened.
+    """
+
+    how: int
+    text: str
+    attempt: int
+
+
+NOT_LOST = -1
+"""In the journal: the last try of a task was not LOST after all."""
 
 TASK_NBYTES = 512
 """About what the record of a task takes, without what it carries."""
@@ -119,9 +133,8 @@ class TaskRecord:
         self.value: bytes | None = None
         self.nbytes = 0
         self.holders: set[WorkerRecord] | None = None
-        self.history: list[tuple[int, str]] | None = None
-        """(how it ended, text) per attempt that gave no value, oldest first; how: ERROR, LATE,
-        OVERSIZE, DIED or LOST."""
+        self.history: list[Try] | None = None
+        """Attempts that gave no value, oldest first."""
 
     def set_value(self, value: bytes | None) -> None:
         """Another value, or none, on its session's account."""

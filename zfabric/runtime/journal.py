@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 APPLICATION = 0x7AFB
 """In the file's head: it is a journal of ours."""
 
-FORMAT = 1
-"""Raised with each change that an older broker would misread."""
+FORMAT = 2
+"""Raised with each change that an older broker would misread. 2: locks, and attempts that gave no
+value. What an older one wrote is read as it is; the file has the newer format from then on."""
 
 COMPACT_NBYTES = 16 << 20
 """Bytes of entries below which a snapshot is not worth its while."""
