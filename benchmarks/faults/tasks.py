@@ -55,14 +55,14 @@ def digest_of(audit: str, name: str, data: bytes) -> str:
     return digest
 
 
-def endless(audit: str, name: str, walltime: float = 0.0) -> None:
+def endless(audit: str, name: str, walltime: float | None = None) -> None:
     """Never comes back by itself.  walltime: how Parsl hands a time limit on; not looked at."""
     note(audit, name, "began")
     while True:
         pass
 
 
-def endless_in_c(audit: str, name: str, walltime: float = 0.0) -> None:
+def endless_in_c(audit: str, name: str, walltime: float | None = None) -> None:
     """The same inside a call of C, where no Python exception can be raised meanwhile."""
     note(audit, name, "began")
     time.sleep(100_000)
