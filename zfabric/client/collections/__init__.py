@@ -2,6 +2,7 @@
 
     graphs.py     what Dask hands over, as one table of nodes, only what is wanted of it
     blocks.py     many tiny tasks to few rows
+    habits.py     which small graphs have shown to be faster as one row
     sending.py    rows out of blocks
     running.py    what a worker does with such a row
     held.py       persisted keys: what stands in a collection for data that the workers have

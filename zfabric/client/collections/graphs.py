@@ -18,7 +18,7 @@ Key: TypeAlias = Hashable
 class Graph:
     """The part of a graph that the wanted keys need.
 
-    nodes: by key, in the order in which to run.  known: inputs whose data is held already.
+    nodes: by key, each behind its inputs.  known: inputs whose data is held already.
     names: wanted key to the key that has its value: another one behind an alias.
     annotations: {what: {key: value}}, as Dask has kept them.
     """
@@ -38,9 +38,14 @@ class Graph:
         self._table: dict[Key, GraphNode] = convert_legacy_graph(dict(raw))
         self.known: dict[Key, DaskFuture] = {}
         self.names = {key: self._behind(key) for key in wanted}
-        kept = self._cull(self.names.values())
-        ranks = order(kept) if len(kept) > 1 else dict.fromkeys(kept, 0)
-        self.nodes = {key: kept[key] for key in sorted(kept, key=ranks.__getitem__)}
+        self.nodes = self._cull(self.names.values())
+
+    def arrange(self) -> None:
+        """Bring the nodes into Dask's order: depth first, values used soon after they are made."""
+        nodes = self.nodes
+        if len(nodes) > 1:
+            ranks = order(nodes)
+            self.nodes = {key: nodes[key] for key in sorted(nodes, key=ranks.__getitem__)}
 
     def _find(self, key: Key) -> DaskFuture | None:
         """Who has it already."""
@@ -58,12 +63,19 @@ class Graph:
         raise UsageError(f"the alias {key!r} leads back to itself")
 
     def _cull(self, wanted: Collection[Key]) -> dict[Key, GraphNode]:
+        """The nodes that are needed, each behind its inputs."""
         kept: dict[Key, GraphNode] = {}
         known, table, find = self.known, self._table, self._find
+        open_: set[Key] = set()
         stack = list(dict.fromkeys(wanted))
         while stack:
-            key = stack.pop()
+            key = stack[-1]
             if key in kept or key in known:
+                stack.pop()
+                continue
+            if key in open_:  # what it needs has been found
+                kept[key] = table[key]
+                stack.pop()
                 continue
             future = find(key)
             if future is not None:
@@ -76,6 +88,6 @@ class Graph:
                     " client any more: a persisted collection is computed by the client that"
                     " persisted it, while that is open"
                 )
-            kept[key] = node
+            open_.add(key)
             stack.extend(node.dependencies)
         return kept

@@ -24,15 +24,17 @@ class DaskFuture(TaskRef):  # type: ignore[misc]
     """A key of a graph whose value is on the workers, now or soon.
 
     item: its place in the future's value, which is then a bundle; None: it is the value.
+    light: it is known to be small before it is there.
     """
 
-    __slots__ = ("__weakref__", "future", "item")
+    __slots__ = ("__weakref__", "future", "item", "light")
     __dask_future__ = True
 
     def __init__(self, key: Any, future: Future, item: int | None) -> None:
         super().__init__(key)
         self.future = future
         self.item = item
+        self.light = False
 
     def done(self) -> bool:
         """Whether the tasks behind it have ended."""

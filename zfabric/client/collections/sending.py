@@ -40,13 +40,16 @@ def send(
     n_slots: int,
     options: Mapping[str, Any],
     alone: Collection[Hashable] = (),
+    *,
+    together: bool = False,
 ) -> dict[Hashable, DaskFuture]:
     """Queue the graph; a DaskFuture for each wanted key.
 
     n_slots: of the fabric.  options: for all tasks, as in Client.submit; annotations go first.
     alone: wanted keys whose value is to be a future's own, in no bundle.
+    together: all in one row, as far as annotations let it.
     """
-    return _Sending(client, graph, n_slots, options, alone).send()
+    return _Sending(client, graph, n_slots, options, alone, together).send()
 
 
 class _Sending:
@@ -57,11 +60,13 @@ class _Sending:
         n_slots: int,
         options: Mapping[str, Any],
         alone: Collection[Hashable],
+        together: bool,
     ) -> None:
         self._client = client
         self._graph = graph
         self._options = {name: options[name] for name in ANNOTATED if options.get(name)}
         self._n_slots = n_slots
+        self._together = together
         self._own = {graph.names[key] for key in alone}
         self._where: dict[Hashable, DaskFuture] = dict(graph.known)
         self._constants: dict[Hashable, Any] = {}
@@ -83,7 +88,7 @@ class _Sending:
             wanted,
             self._own,
             self._marks(order),
-            block_size(len(order), self._n_slots),
+            len(order) if self._together else block_size(len(order), self._n_slots),
         )
         # Futures of what is only passed on live until the last row that needs them is queued.
         last: dict[Hashable, int] = {}
