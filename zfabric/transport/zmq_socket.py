@@ -52,6 +52,8 @@ _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _context_lock = threading.Lock()
 _abandoned: list[Any] = []  # contexts of a parent process: never touched, never freed
 _longest_linger_s = 0.0
+_ender: threading.Thread | None = None
+_may_end = threading.Event()
 
 live: WeakSet[Any] = WeakSet()
 """Endpoints that were not closed; each has `_orphan()`, called in a forked child."""
@@ -69,6 +71,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
             # Default 1023 is less than a broker's peers may need; this costs 8 bytes each.
             fresh.set(zmq.MAX_SOCKETS, min(65535, fresh.get(zmq.SOCKET_LIMIT)))
             _context = fresh
+            _start_ender()
         return _context
 
 
@@ -84,7 +87,7 @@ def _at_exit() -> None:
         _abandoned.append(_context)  # whatever happens below, no destructor waits for open sockets
         # While endpoints are open, another thread may be inside one: closing it from here would
         # abort the process, and the context would wait for ever. The kernel closes them soon.
-        ended = not len(live) and _ends_in_time(_context)
+        ended = not len(live) and _ends_in_time()
         if not ended:
             _keep_for_good(_collector)
             return
@@ -92,11 +95,28 @@ def _at_exit() -> None:
         _stop_collector()
 
 
-def _ends_in_time(context: zmq.Context[zmq.Socket[bytes]]) -> bool:
-    thread = threading.Thread(target=context.term, daemon=True, name="zfabric-zmq-term")
-    thread.start()
-    thread.join(_longest_linger_s + 1.0)
-    return not thread.is_alive()
+def _start_ender() -> None:
+    """The thread in which the context ends at exit. It is there from the beginning, as Python 3.12
+    starts no thread any more once the interpreter is on its way out."""
+    global _ender, _may_end
+    _may_end = threading.Event()
+    _ender = threading.Thread(
+        target=_end_when_told, args=(_may_end,), daemon=True, name="zfabric-zmq-term"
+    )
+    _ender.start()
+
+
+def _end_when_told(may_end: threading.Event) -> None:
+    may_end.wait()
+    if _context is not None:
+        _context.term()
+
+
+def _ends_in_time() -> bool:
+    assert _ender is not None
+    _may_end.set()
+    _ender.join(_longest_linger_s + 1.0)
+    return not _ender.is_alive()
 
 
 def _keep_for_good(thing: object) -> None:
