@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zfabric.codec import layout
 from zfabric.errors import CodecError
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import HUGE, Store, Value
 
 
 def n_open() -> int:
@@ -108,3 +110,29 @@ def test_a_file_that_is_too_short_is_refused_and_closed() -> None:
     with pytest.raises(CodecError):
         Value.from_bytes([100], b"abc")
     assert n_open() == before
+
+
+def test_pages_of_a_huge_value_are_freed_by_another_thread(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    closed: list[tuple[int, bool]] = []
+    close = Value.close
+
+    def watched(value: Value) -> None:
+        if value.fd >= 0:
+            closed.append((value.nbytes, threading.current_thread() is threading.main_thread()))
+        close(value)
+
+    monkeypatch.setattr(Value, "close", watched)
+    store = Store()
+    try:
+        for id_, nbytes in ((1, HUGE), (2, HUGE // 2)):
+            store.put(id_, Value.allocate([nbytes]))
+        store.free([1, 2])
+        assert (HUGE // 2, True) in closed, "what takes microseconds is done at once"
+        wait_until(lambda: (HUGE, False) in closed)
+        assert store.nbytes == 0 and len(closed) == 2
+        store.put(3, Value.allocate([HUGE]))
+    finally:
+        store.close()
+    assert len(closed) == 3, "with the store all of it is given back"

@@ -31,7 +31,8 @@ from zfabric.runtime.spill import Spilled, SpillFiles
 log = logging.getLogger(__name__)
 
 HUGE = 4 * 2**20
-"""Bytes from which on it is worth asking for huge pages, of 2 MiB as a rule."""
+"""Bytes from which on it is worth asking for huge pages, of 2 MiB as a rule, and freeing takes the
+kernel a millisecond."""
 
 
 SPILL_AT = 0.6
@@ -385,8 +386,12 @@ class Store:
                     self._small.pop(id_, None)
                     if self._in_memory.pop(id_, None) or self._packed.pop(id_, None):
                         self.nbytes -= value.nbytes
+        has_huge = any(value.nbytes >= HUGE for value in gone)
         self._leftover.extend(gone)
+        gone.clear()  # or its memory might be freed when this returns
         self._clean_up()
+        if has_huge:
+            self._wake_thread()
         self._tell_full()
 
     def _tell_full(self) -> None:
@@ -399,13 +404,21 @@ class Store:
             self._told_full = not self._told_full
         self._on_change()
 
-    def _clean_up(self) -> None:
-        """Let go of freed values, but for those that are just on their way to or from disk."""
+    def _clean_up(self, huge: bool = False) -> None:
+        """Let go of freed values, but for those that are just on their way to or from disk.
+
+        huge: also of those whose pages take the kernel milliseconds, or a tenth of a second for a
+        gigabyte: a thread that has calls to answer leaves them to the other one.
+        """
+        huge = huge or self._closing
         for _ in range(len(self._leftover)):
             try:
                 value = self._leftover.popleft()
             except IndexError:  # another thread was faster
                 return
+            if value.nbytes >= HUGE and not huge:
+                self._leftover.append(value)
+                continue
             if not value.lock.acquire(blocking=False):
                 self._leftover.append(value)
                 continue
@@ -464,13 +477,21 @@ class Store:
             return left
 
     def _look(self) -> None:
-        if len(self._small) <= self._most_descriptors and (
-            not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit
+        if (
+            len(self._small) <= self._most_descriptors
+            and not self._leftover
+            and (not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit)
         ):
             return
-        if self._spiller is None and not self._closing:
-            self._spiller = threading.Thread(target=self._spill, name="zfabric-spill", daemon=True)
-            self._spiller.start()
+        self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        with self._lock:
+            if self._spiller is None and not self._closing:
+                self._spiller = threading.Thread(
+                    target=self._spill, name="zfabric-spill", daemon=True
+                )
+                self._spiller.start()
         self._need.set()
 
     def _spill(self) -> None:
@@ -478,7 +499,7 @@ class Store:
         while not self._closing:
             self._need.wait()
             self._need.clear()
-            self._clean_up()
+            self._clean_up(huge=True)
             while not self._closing and len(self._small) > self._most_descriptors:
                 if not self._pack_one():
                     break
