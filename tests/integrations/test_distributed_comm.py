@@ -35,6 +35,7 @@ from distributed.utils import get_ip  # noqa: E402
 import zfabric.distributed  # noqa: E402
 from zfabric.integrations.distributed import memory  # noqa: E402
 from zfabric.integrations.distributed.flow import WINDOW  # noqa: E402
+from zfabric.integrations.distributed.framing import head_of  # noqa: E402
 from zfabric.transport import zmq_socket  # noqa: E402
 
 IP = get_ip()
@@ -66,6 +67,12 @@ async def comm_pair(address="zmq://127.0.0.1", **kwargs):
     async with listen(address, accepted.put, **kwargs) as listener:
         comm = await connect(listener.contact_address, **kwargs)
         return comm, await accepted.get()
+
+
+async def until(condition):
+    """Let the loop run until it holds; the test's own time limit ends what never does."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 async def close(*comms):
@@ -476,8 +483,41 @@ async def test_neighbours_fetch_large_frames_from_memory_unless_told_not_to(fetc
             got = await reader.read()
             assert (got["x"] == x).all() and got["x"].flags.writeable and got["n"] == 1
         assert a._link.fetched is b._link.fetched is fetch
-        assert not a._link._held
+        await until(lambda: not a._link._held)
         await close(a, b)
+
+
+@pytest.mark.parametrize("nbytes", [1, 40_000, 300_000, 3_000_000])
+@run
+async def test_what_was_fetched_is_let_go_though_nobody_speaks_any_more(nbytes) -> None:
+    a, b = await comm_pair()
+    for writer, reader in ((a, b), (b, a)):  # by now each knows that it can read the other
+        await writer.write(1)
+        assert await reader.read() == 1
+    arrays = [np.full(nbytes, n, np.uint8) for n in range(10)]
+    await a.write({"x": [to_serialize(x) for x in arrays], "n": 1})
+    got = await b.read()
+    assert all((x == y).all() and y.flags.writeable for x, y in zip(arrays, got["x"], strict=True))
+    await until(lambda: not a._link._held)
+    await close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("spans", "joined"),
+    [(b"", b""), (bytes(16), b""), (b"\0" * 8 + b"\4" + b"\0" * 7, b"more"), (b"odd", b"abc")],
+    ids=range(4),
+)
+@run
+async def test_a_message_in_one_that_makes_no_sense_ends_the_comm(spans, joined) -> None:
+    a, b = await comm_pair()
+    for writer, reader in ((a, b), (b, a)):
+        await writer.write(1)
+        assert await reader.read() == 1
+    a._link._send((head_of([b"abc"]), spans, joined))
+    with pytest.raises(CommClosedError):
+        await b.read()
+    assert b.closed()
+    await close(a, b)
 
 
 @run

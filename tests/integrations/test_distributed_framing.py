@@ -10,6 +10,8 @@ pytest.importorskip("distributed")
 
 np = pytest.importorskip("numpy")
 
+from distributed.protocol import Serialize  # noqa: E402
+
 from zfabric.codec import compress  # noqa: E402
 from zfabric.integrations.distributed import framing, memory  # noqa: E402
 from zfabric.integrations.distributed.flow import GIVE_BACK, LEAST, WINDOW, Flow, weight  # noqa: E402
@@ -138,20 +140,33 @@ def test_the_rate_is_that_of_the_link_while_it_was_busy() -> None:
     assert flow.rate == pytest.approx(GIVE_BACK)
 
 
-def test_a_part_is_put_where_it_belongs() -> None:
+def test_a_part_is_put_where_it_belongs(monkeypatch) -> None:
     frames = [b"msgpack", memoryview(bytes(range(256)) * 2000), b"end"]
+    monkeypatch.setattr(framing, "PIECE", 300_000)
     head, *rest = framing.split(frames, fetched=True)
-    kinds = [message[0] for message in rest]
-    assert kinds == [framing.RAW, framing.MEMORY, framing.RAW]
+    held = [message for message in rest if type(message) is framing.Held]
+    assert [message.nbytes for message in held] == [300_000, 212_000]
     assembly = Assembly(head[0], host_array)
     neighbour = Neighbour(Cell().offer)
-    for tag, *parts in rest:
-        if tag == framing.MEMORY:
-            address, nbytes = framing.SPAN.unpack(parts[0])
+    for message in rest:
+        if message in held:
+            address, nbytes = framing.SPAN.unpack(message.words[1])
             neighbour.fetch(address, assembly.room(nbytes))
         else:
-            assembly.add(parts[0])
+            assembly.add(message[1])
     assert [bytes(frame) for frame in assembly.frames] == [bytes(frame) for frame in frames]
+
+
+def test_a_message_in_one_names_its_large_frames_and_holds_the_small_ones() -> None:
+    big = memoryview(bytes(400_000))
+    frames = [b"msgpack", b"", big, b"ab", b"c", memoryview(b"d" * framing.FETCH), b"end"]
+    (held,) = framing.split(frames, fetched=True)
+    head, spans, joined = held.words
+    assert joined == b"msgpackabcend"
+    assert [n for _, n in framing.spans_of(spans)] == [7, 400_000, 3, framing.FETCH, 3]
+    assert [bool(address) for address, _ in framing.spans_of(spans)] == [0, 1, 0, 1, 0]
+    assert held.pieces == [frames[2], frames[5]]
+    assert held.nbytes == Assembly(head, host_array).missing == sum(map(len, frames))
 
 
 def test_a_part_larger_than_its_frame_is_refused() -> None:
@@ -206,8 +221,12 @@ def test_a_cell_of_another_word_is_refused() -> None:
         ({"x": bytes(2_000_000)}, False),
         ({"x": object()}, False),
         ({1, 2}, False),
+        ({"x": Serialize(np.zeros(1000)), "n": 1}, True),
+        ({"x": Serialize(np.zeros(200_000))}, False),
+        ({"x": Serialize(np.array([object()]))}, False),
+        ({"x": Serialize(sum)}, False),
     ],
-    ids=range(6),
+    ids=range(10),
 )
-def test_only_a_few_plain_things_are_small(message, small) -> None:
+def test_a_few_plain_things_and_small_arrays_are_small(message, small) -> None:
     assert is_small(message) is small

@@ -10,6 +10,11 @@ A large one has no bytes behind its lengths; they follow as chunks, in order, as
     "Z", header of zfabric.codec, bytes          compressed by blosc
     "M", address: u64, number of bytes: u64      to be fetched from the sender's memory
 
+Where the receiver can read the sender's memory, a message of up to PIECE bytes is one transport
+message of three frames; an address of 0 stands for the next bytes of the last frame:
+
+    the head, (address: u64, number of bytes: u64) * parts, the small frames' bytes
+
 The receiver lands them in memory of its own, writable, since arrays are built on top of it. Each
 frame gets its own, so that an array that is kept does not keep its neighbours; only the frames at
 the front that are `bytes` (msgpack and pickle, read once and dropped) share one. The top bit of a
@@ -24,7 +29,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, NamedTuple
 
 from zfabric.codec.compress import Compressed, decompress_into, parse_header
 from zfabric.integrations.distributed.memory import address_of
@@ -37,6 +42,9 @@ with 0.5 MiB, 1.1 s with 2 MiB, 1.2 s with one frame per array; 64 KiB cost 2.0 
 
 INLINE = 256 * 1024
 """Bytes up to which a message is joined and sent as one: below, a copy costs less than a frame."""
+
+FETCH = 32 * 1024
+"""Bytes from which on a frame of a larger message is fetched and not copied: a call costs 4 us."""
 
 PIECE = 32 * 1024 * 1024
 """Bytes that are fetched from a neighbour's memory at once: some 6 ms in which the event loop
@@ -56,7 +64,19 @@ _SAME = 1 << 63
 _MAX_FRAMES = 1 << 24
 _MAX_BYTES = 1 << 48
 
-Messages = Iterator[Sequence[Any]]
+
+class Held(NamedTuple):
+    """A transport message that names memory of ours, which must stay until it was fetched."""
+
+    words: Sequence[Any]
+    """What is sent."""
+    pieces: Sequence[Any]
+    """The memory."""
+    nbytes: int
+    """What it spends of the credit."""
+
+
+Messages = Iterator[Sequence[Any] | Held]
 
 
 def flat(frame: Any) -> Any:
@@ -91,12 +111,15 @@ def split(
 
     frames: flat; those that are not `bytes` must not change until they are sent.
     compress: for each chunk: compressed, or None if it should go as it is.
-    fetched: the receiver can read our memory. Such a message has a last item that is not to be
-        sent: the memory that must stay until the receiver has fetched it.
+    fetched: the receiver can read our memory, so large frames stay where they are, as `Held`.
     """
     head = head_of(frames)
-    if sum(map(len, frames)) <= INLINE:
+    nbytes = sum(map(len, frames))
+    if nbytes <= INLINE:
         yield (b"".join((head, *frames)),)
+        return
+    if fetched and nbytes <= PIECE:
+        yield _gathered(head, frames, nbytes)
         return
     yield (head,)
     small: list[Any] = []
@@ -121,7 +144,7 @@ def split(
             base = address_of(view)
             for start in range(0, nbytes, PIECE):
                 part = view[start : start + PIECE]
-                yield MEMORY, SPAN.pack(base + start, len(part)), part
+                yield Held((MEMORY, SPAN.pack(base + start, len(part))), (part,), len(part))
             continue
         for start in range(0, nbytes, CHUNK):
             part = view[start : start + CHUNK]
@@ -132,6 +155,33 @@ def split(
                 yield PACKED, packed.header, packed.data
     if small:
         yield RAW, b"".join(small)
+
+
+def _gathered(head: bytes, frames: Sequence[Any], nbytes: int) -> Held:
+    """All of a message in one: the large frames by their addresses, the small ones themselves."""
+    spans: list[int] = []
+    joined: list[Any] = []
+    pieces: list[Any] = []
+    run = 0  # bytes of small frames since the last large one
+    for frame in frames:
+        if len(frame) < FETCH:
+            joined.append(frame)
+            run += len(frame)
+            continue
+        if run:
+            spans += (0, run)
+            run = 0
+        pieces.append(frame)
+        spans += (address_of(frame), len(frame))
+    if run:
+        spans += (0, run)
+    words = (head, struct.pack(f"<{len(spans)}Q", *spans), b"".join(joined))
+    return Held(words, pieces, nbytes)
+
+
+def spans_of(packed: Any) -> Iterator[tuple[int, int]]:
+    """Address and number of bytes of each part of a message in one. Raises struct.error."""
+    return SPAN.iter_unpack(packed)
 
 
 def small(head: Any) -> list[memoryview] | None:

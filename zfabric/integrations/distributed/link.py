@@ -15,7 +15,7 @@ import asyncio
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -34,14 +34,21 @@ from zfabric.integrations.distributed.framing import (
     RAW,
     SPAN,
     Assembly,
+    Held,
+    Messages,
     small,
+    spans_of,
 )
 from zfabric.integrations.distributed.memory import Cell, Neighbour
 
 _U64 = struct.Struct("<Q")
 
 _REPORT = 1024 * 1024
-"""Bytes of a fetched piece of which the peer hears at once; smaller ones with their message."""
+"""Bytes of a fetched piece of which the peer hears at once."""
+
+_REPORT_S = 0.005
+"""Smaller ones wait so long for a message of ours to go along with; a word of its own would wake
+the peer for nothing."""
 
 
 class LinkEnded(Exception):
@@ -75,17 +82,18 @@ class Link:
         self._uneaten = 0  # what it spent so far that was not given back
         self._neighbour: Neighbour | None = None
         self._unreported = 0  # pieces fetched of which the peer was not told
+        self._reporting: asyncio.TimerHandle | None = None
         self._cell: Cell | None = None
         self._held: deque[Any] = deque()  # pieces of our memory that the peer has yet to fetch
-        self._outbox: deque[Iterator[Sequence[Any]]] = deque()
-        self._next: Sequence[Any] | None = None  # taken from the outbox, refused by the socket
+        self._outbox: deque[Messages] = deque()
+        self._next: Sequence[Any] | Held | None = None  # of the outbox, refused by the socket
         self._reader: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
         self._closers: list[asyncio.Future[None]] = []
 
     # --- out ----------------------------------------------------------------------------------
 
-    async def write(self, messages: Iterator[Sequence[Any]]) -> None:
+    async def write(self, messages: Messages) -> None:
         """Send these; returns when all are handed to the transport. Raises LinkEnded."""
         if self.ended is None:
             self._outbox.append(messages)
@@ -108,18 +116,19 @@ class Link:
                     if message is None:
                         outbox.popleft()
                         continue
-                if message[0] is MEMORY:
-                    *words, piece = message
-                    taken = self._send(words)
+                if self._unreported:
+                    self._report()  # ahead of it, as one wake-up there
+                if type(message) is Held:
+                    taken, nbytes = self._send(message.words), message.nbytes
                     if taken:
-                        self._held.append(piece)
+                        self._held.append(message.pieces)
                 else:
-                    taken = self._send(message)
+                    taken, nbytes = self._send(message), len(message[-1])
                 if not taken:
                     self._next = message
                     return
                 self._next = None
-                flow.spend(len(message[-1]), monotonic())
+                flow.spend(nbytes, monotonic())
         except TransportError as exc:
             self.end(str(exc))
             return
@@ -188,7 +197,10 @@ class Link:
         assembly = self._assembly
         nbytes = len(message[-1])
         if assembly is None:
-            (head,) = message
+            head = message[0]
+            if len(message) == 3:
+                self._gather(*message)
+                return
             frames = small(head)
             if frames is not None:
                 self._complete(frames, nbytes)
@@ -201,12 +213,9 @@ class Link:
         elif tag == MEMORY and self._neighbour is not None:
             address, nbytes = SPAN.unpack(message[1])
             self._neighbour.fetch(address, assembly.room(nbytes))
-            self._unreported += 1
+            self._fetched(nbytes)
         else:
             raise ValueError("a new message before the last one was complete")
-        if self._unreported and (nbytes >= _REPORT or not assembly.missing):
-            self.say(FETCHED, _U64.pack(self._unreported))
-            self._unreported = 0
         if not assembly.missing:
             self._assembly = None
             self._complete(assembly.frames, nbytes)
@@ -214,6 +223,26 @@ class Link:
             self._give_back(weight(nbytes))
         else:
             self._uneaten += weight(nbytes)
+
+    def _gather(self, head: Any, spans: Any, joined: Any) -> None:
+        """A message in one, of which the large frames lie in the peer's memory."""
+        if self._neighbour is None:
+            raise ValueError("a message that lies in memory which was not offered")
+        assembly = Assembly(head, host_array)
+        nbytes = assembly.missing
+        rest = memoryview(joined)
+        for address, length in spans_of(spans):
+            if address:
+                self._neighbour.fetch(address, assembly.room(length))
+            else:
+                if not 0 < length <= len(rest):
+                    raise ValueError(f"{length} bytes wanted of {len(rest)} that came")
+                assembly.add(rest[:length])
+                rest = rest[length:]
+        if assembly.missing or rest:
+            raise ValueError(f"{assembly.missing} bytes are missing and {len(rest)} left over")
+        self._fetched(nbytes)
+        self._complete(assembly.frames, nbytes)
 
     def _complete(self, frames: list[memoryview], nbytes: int) -> None:
         """A message is here; its last part had so many bytes."""
@@ -241,6 +270,22 @@ class Link:
             except OSError:
                 return
             self.say(NEIGHBOUR, self.offer())
+
+    def _fetched(self, nbytes: int) -> None:
+        """Let the peer drop what we have: at once if it is much, else with our next message."""
+        self._unreported += 1
+        if nbytes >= _REPORT:
+            self._report()
+        elif self._reporting is None:
+            self._reporting = self.loop.call_later(_REPORT_S, self._report)
+
+    def _report(self) -> None:
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
+        pieces, self._unreported = self._unreported, 0
+        if pieces and self.ended is None:
+            self.say(FETCHED, _U64.pack(pieces))
 
     def _let_go(self, pieces: int) -> None:
         if not 0 < pieces <= len(self._held):
@@ -296,6 +341,9 @@ class Link:
             self._dispose(linger_s)
 
     def _drop_memory(self) -> None:
+        if self._reporting is not None and not self.loop.is_closed():
+            self._reporting.cancel()
+            self._reporting = None
         if self._cell is not None:
             self._cell.wipe()  # first: whoever still fetches must find out
         self._held.clear()

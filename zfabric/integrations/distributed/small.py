@@ -6,7 +6,10 @@ for a ping, 78 us for the report of a task, several times what serialising them 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from distributed.protocol import Serialize
 
 MOST_PARTS = 2000
 """Entries of nested lists and dicts; more are left to distributed's measure. 0.1 us each."""
@@ -18,7 +21,8 @@ _ATOMS = frozenset((int, float, bool, type(None)))
 
 
 def is_small(message: Any) -> bool:
-    """Whether it consists of a few plain things alone, so that serialising it takes no time."""
+    """Whether it consists of a few plain things and small arrays, so that serialising it takes no
+    time."""
     stack = [message]
     pop, push = stack.pop, stack.extend
     parts, nbytes = MOST_PARTS, MOST_BYTES
@@ -40,6 +44,18 @@ def is_small(message: Any) -> bool:
             if parts < 0:
                 return False
             push(part)
+        elif kind is Serialize:
+            push((part.data,))
         elif kind not in _ATOMS:
-            return False
+            nbytes -= _array_nbytes(part)
+            if nbytes < 0:
+                return False
     return True
+
+
+def _array_nbytes(part: Any) -> int:
+    """Of a plain NumPy array; of everything else more than is small."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(part) is not numpy.ndarray or part.dtype.hasobject:
+        return MOST_BYTES + 1
+    return int(part.nbytes)
