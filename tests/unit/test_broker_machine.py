@@ -20,8 +20,9 @@ def house() -> House:
     return House()
 
 
-def submit(peer: Peer, counter: int = 1) -> m.Submit:
-    return m.Submit([FUNCTION], [task_id(peer.number, counter)], [FN], [b"args"])
+def submit(peer: Peer, counter: int = 1, options: m.TaskOptions | None = None) -> m.Submit:
+    rows = [(0, options)] if options is not None else []
+    return m.Submit([FUNCTION], [task_id(peer.number, counter)], [FN], [b"args"], (), rows)
 
 
 # --- Handshake ----------------------------------------------------------------------------------
@@ -282,8 +283,50 @@ def test_a_stop_does_not_use_up_the_grace(house: House) -> None:
     house.now += 100.0
     house.machine.tick(house.now)
     assert house.machine.sessions
-    house.pass_time(SETTINGS.grace_s + 0.3)
+    house.pass_time(SETTINGS.suspect_s + 0.3)
     assert not house.machine.sessions
+
+
+def test_connections_that_break_when_the_broker_wakes_have_time_to_come_back(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    house.machine.tick(house.now)
+    house.now += 100.0
+    house.machine.tick(house.now)
+    house.pass_time(0.1, 0.05, alive=(client,))
+    house.machine.gone(worker.link, house.now)  # a heartbeat of ZeroMQ's went without an answer
+    house.pass_time(SETTINGS.grace_s + 1.0, alive=(client,))
+    assert house.machine.scheduler.workers[worker.number].suspect
+    worker.link = b"another"
+    worker.session.reconnected()
+    worker.say()
+    house.pass_time(2.0, alive=(client, worker))
+    assert not house.machine.scheduler.workers[worker.number].suspect
+    house.pass_time(SETTINGS.suspect_s, alive=(client, worker))
+    house.machine.gone(worker.link, house.now)
+    house.pass_time(SETTINGS.grace_s + 0.3, alive=(client,))
+    assert not house.machine.scheduler.workers, "that was a while ago"
+
+
+def test_tasks_for_a_worker_that_was_cut_off_wait_for_it(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER, name="w").greet()
+    other = house.peer(3, m.WORKER).greet()
+    alive = (client, other)
+    client.say(submit(client, options=m.TaskOptions(workers=("w",))))
+    house.machine.gone(worker.link, house.now)
+    house.pass_time(SETTINGS.dead_s - 1.0, alive=alive)
+    assert worker.number not in house.machine.scheduler.workers
+    assert house.machine.scheduler.info()["tasks"]["ready"] == 1
+    house.pass_time(3.0, alive=alive)
+    assert house.machine.scheduler.info()["tasks"]["failed"] == 1
+
+
+def test_tasks_for_a_worker_that_said_good_bye_do_not_wait(house: House) -> None:
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER, name="w").greet()
+    other = house.peer(3, m.WORKER).greet()
+    client.say(submit(client, options=m.TaskOptions(workers=("w",))))
+    worker.say(m.Bye("stopped"))
+    house.pass_time(3.0, alive=(client, other))
+    assert house.machine.scheduler.info()["tasks"]["failed"] == 1
 
 
 def test_a_beat_tells_the_load(house: House) -> None:

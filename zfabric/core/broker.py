@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 from zfabric import messages as m
@@ -111,6 +112,8 @@ class BrokerMachine:
             about={"address": address, "version": version, "python": python},
         )
         self._ticked = now
+        self._woke_at = -inf
+        """When we last had slept."""
         self._restart: Restart | None = None
         if saved is not None:
             self._restart = Restart(self.scheduler, self.locks, saved, generation, settings, now)
@@ -212,6 +215,8 @@ class BrokerMachine:
         gap = now - self._ticked
         self._ticked = now
         asleep = gap if gap > 2 * settings.beat_s else 0.0
+        if asleep > settings.suspect_s:
+            self._woke_at = now
         wake = now + settings.beat_s
         for record in list(self.sessions.values()):
             session = record.session
@@ -223,15 +228,20 @@ class BrokerMachine:
                     record.gone_at = min(now, record.gone_at + asleep)
             silent = now - session.last_heard
             grace_s, dead_s = patience(record, settings)
+            if record.gone_at is not None and record.gone_at < self._woke_at + settings.suspect_s:
+                # Its end took us for dead, too, and may dial again only every other second.
+                grace_s = max(grace_s, settings.suspect_s)
             if record.gone_at is not None and now - record.gone_at >= grace_s:
-                self._reception.end(record, "its connection broke and it did not come back", now)
+                text = "its connection broke and it did not come back"
+                self._reception.end(record, text, now, may_return=True)
                 continue
             if silent >= settings.suspect_s or record.gone_at is not None:
                 if session.nbytes > settings.lease_bytes:
                     self._reception.end(record, "it does not read what is kept for it", now)
                     continue
             if silent >= dead_s:
-                self._reception.end(record, f"silent for {silent:.0f} s", now)
+                text = f"silent for {silent:.0f} s"
+                self._reception.end(record, text, now, may_return=True)
                 continue
             if record.hello.role == m.WORKER:
                 suspect = silent >= settings.suspect_s or record.gone_at is not None

@@ -45,6 +45,8 @@ class Placer:
         self.table = table
         self.settling = False
         """After a restart, until the workers are back: nothing is placed."""
+        self.away: list[tuple[float, WorkerRecord]] = []
+        """Workers that may only be cut off, and until when they are waited for."""
 
     def place(self) -> None:
         if self.table.ahead:
@@ -239,6 +241,10 @@ class Placer:
     def fits_any(self, task: TaskRecord) -> bool:
         return any(w.may_ever_run(task.options) for w in self.table.workers.values())
 
+    def _may_fit(self, task: TaskRecord) -> bool:
+        """Whether a worker that was cut off could run it."""
+        return any(worker.may_ever_run(task.options) for _, worker in self.away)
+
     def why_unfit(self, task: TaskRecord) -> str:
         """What it asks for, and what there is."""
         options = task.options
@@ -257,12 +263,13 @@ class Placer:
             "Start one with `--resources NAME=AMOUNT` or `--name`, or ask for less."
         )
 
-    def refuse_unfit(self) -> None:
-        """End the tasks that none of the workers there are could ever run."""
+    def refuse_unfit(self, now: float) -> None:
+        """End the tasks that no worker could ever run of those there are, or that may come back."""
         table = self.table
+        self.away = [(until, worker) for until, worker in self.away if now < until]
         for queue in list(table.restricted.values()):
             task = _first_ready(queue)
-            if task is not None and not self.fits_any(task):
+            if task is not None and not self.fits_any(task) and not self._may_fit(task):
                 for unfit in list(queue):
                     if unfit.state == READY and unfit.options.must_fit:
                         table.fail(unfit, m.UNFIT, text_payload(self.why_unfit(unfit)))

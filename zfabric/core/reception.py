@@ -214,10 +214,18 @@ class Reception:
             self._release_nameless(record, now)
         self.end(record, "said good-bye", now)
 
-    def end(self, record: SessionRecord, why: str, now: float, *, for_good: bool = False) -> None:
+    def end(
+        self,
+        record: SessionRecord,
+        why: str,
+        now: float,
+        *,
+        for_good: bool = False,
+        may_return: bool = False,
+    ) -> None:
         """A session is over; the peer's later messages are answered with "unknown".
 
-        That of a run is parked, but for good.
+        That of a run is parked, but for good.  may_return: see Scheduler.worker_left.
         """
         board = self._board
         if board.sessions.pop(record.session.token, None) is None:
@@ -240,7 +248,7 @@ class Reception:
             tell = self.journal.left if role == m.WORKER else self.journal.end
             tell(record.session.token)
         if role == m.WORKER:
-            self._scheduler.worker_left(record.number, why, now)
+            self._scheduler.worker_left(record.number, why, now, may_return=may_return)
             board.post(self._questions.worker_left(record.number))
         else:
             self._scheduler.client_left(record.number)

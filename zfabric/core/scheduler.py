@@ -116,9 +116,15 @@ class Scheduler:
         self._last_joined = now
         self.table.must_place = True
 
-    def worker_left(self, number: int, why: str, now: float) -> None:
-        """A worker is gone: its rows run elsewhere, its values are made again."""
+    def worker_left(self, number: int, why: str, now: float, *, may_return: bool = False) -> None:
+        """A worker is gone: its rows run elsewhere, its values are made again.
+
+        may_return: it did not say so, and may only be cut off. For `dead_s` what only it could run
+        waits for it, and does not end as NoWorkerFits.
+        """
         worker = self.workers.pop(number)
+        if may_return:
+            self.placer.away.append((now + self.settings.dead_s, worker))
         text = f"worker {worker.name} ({worker.host}, pid {worker.pid}) was lost: {why}"
         rows = list(worker.rows.values())
         # Only the first rows can have been running; the others had not started.
@@ -502,7 +508,7 @@ class Scheduler:
         if self.table.due:
             self.table.wake_due(now)
         if self.workers and self.table.restricted and now - self._last_joined >= SETTLED_S:
-            self.placer.refuse_unfit()
+            self.placer.refuse_unfit(now)
 
     @property
     def due_at(self) -> float:
