@@ -28,7 +28,7 @@ from types import (
 from typing import Any
 from weakref import ref
 
-from zfabric.codec.by_value import names_by_value
+from zfabric.codec.by_value import SPAWNED_MAIN, names_by_value
 from zfabric.codec.diagnose import names_in
 
 _ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex, type(...), range, slice})
@@ -209,7 +209,7 @@ def importable_name(obj: Any) -> tuple[str, str] | None:
 def origin(module: str) -> str | None:
     """The file of a module that a worker may lack: None for the standard library."""
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top == "__main__":
+    if top in sys.stdlib_module_names or top in ("__main__", SPAWNED_MAIN):
         return None
     file = getattr(sys.modules.get(module), "__file__", None)
     return file if isinstance(file, str) else None

@@ -32,7 +32,7 @@ from pickle import PickleBuffer
 from struct import Struct
 from typing import Any, TypeAlias
 
-from zfabric.codec.by_value import names_by_value
+from zfabric.codec.by_value import names_by_value, register_spawned_main
 from zfabric.errors import CodecError, ModuleMissing, UsageError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -275,6 +275,7 @@ def pickle_by_value(
     without: as for pickle_frames."""
     file = io.BytesIO()
     _table_additions()
+    register_spawned_main()
     pickler = by_value_pickler()
     if without:
         table = _table_without(pickler.dispatch_table, without)
