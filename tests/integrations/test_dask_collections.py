@@ -7,6 +7,7 @@ import operator
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,6 +161,68 @@ def test_a_mixture_keeps_its_order(client: zfabric.Client) -> None:
     kept = client.persist([x, dask.delayed(inc)(1), y])
     assert client.compute(kept, sync=True) == [16, 2, 32]
     assert client.compute([x, 5, "text"], sync=True)[1:] == [5, "text"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_store_that_would_be_lost_is_refused(client: zfabric.Client, fused: bool) -> None:
+    x = da.from_array(np.ones((4, 6)), chunks=(2, 6)) + 1
+    with pytest.raises(zfabric.UsageError, match=r"copies of it on the workers"):
+        da.store(x, np.zeros((4, 6)), optimize_graph=fused)
+    lazy = da.store(x, np.zeros((4, 6)), compute=False)
+    with pytest.raises(zfabric.UsageError, match=r"x\.to_zarr\(\)"):
+        lazy.compute(optimize_graph=fused)
+    with pytest.raises(zfabric.UsageError, match="copies"):
+        da.store(x.rechunk((4, 6)), np.zeros((4, 6)), optimize_graph=fused)
+
+
+def test_a_store_that_workers_can_open(client: zfabric.Client, tmp_path: Path) -> None:
+    x = da.from_array(np.arange(24.0).reshape(4, 6), chunks=(2, 3))
+    da.store(x, Numbered(tmp_path))
+    assert sorted(float(path.name) for path in tmp_path.iterdir()) == [0.0, 3.0, 12.0, 15.0]
+
+
+class Numbered:
+    """Makes a file for each chunk, named by its first number."""
+
+    shape = (4, 6)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        (self.folder / str(values.flat[0])).touch()
+
+
+def test_p2p_says_where_it_runs(client: zfabric.Client) -> None:
+    pytest.importorskip("distributed")
+    dd = pytest.importorskip("dask.dataframe")
+    pd = pytest.importorskip("pandas")
+    df = dd.from_pandas(pd.DataFrame({"k": range(20), "v": range(20)}), npartitions=3)
+    with pytest.raises(zfabric.UsageError, match="the method 'tasks'"):
+        df.shuffle("k", shuffle_method="p2p").compute()
+    x = da.ones((8, 8), chunks=(2, 8))
+    with pytest.raises(zfabric.UsageError, match="the method 'tasks'"):
+        x.rechunk((8, 2), method="p2p").compute()
+
+
+def test_a_dataframe_of_futures(client: zfabric.Client) -> None:
+    dd = pytest.importorskip("dask.dataframe")
+    pd = pytest.importorskip("pandas")
+
+    def part(n: int) -> Any:
+        return pd.DataFrame({"k": np.arange(10) % 3, "v": np.arange(10.0) + n})
+
+    futures = client.map(part, range(3))
+    expected = pd.concat([part(n) for n in range(3)])
+    for frame in (
+        dd.from_delayed(futures),
+        dd.from_delayed(futures, meta=part(0).iloc[:0]),
+        dd.from_delayed([dask.delayed(future) for future in futures]),
+    ):
+        pd.testing.assert_frame_equal(frame.compute(), expected)
+        pd.testing.assert_series_equal(
+            frame.groupby("k").v.mean().compute(), expected.groupby("k").v.mean()
+        )
 
 
 # --- raw graphs -------------------------------------------------------------------------------

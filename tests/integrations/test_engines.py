@@ -13,6 +13,7 @@ import zfabric  # noqa: E402
 import zfabric.distributed  # noqa: E402
 from zfabric.errors import (  # noqa: E402
     ClientClosed,
+    ConfigError,
     ConnectFailed,
     ResultTimeout,
     TaskCancelled,
@@ -206,3 +207,9 @@ def test_after_close(client) -> None:
 def test_nobody_answers(free_port) -> None:
     with pytest.raises(ConnectFailed, match="no Dask scheduler answers"):
         zfabric.Client(f"dask://127.0.0.1:{free_port}", timeout=0.3)
+
+
+@pytest.mark.parametrize("place", ["", "bad", "bad:", ":8786", "bad:xyz", "bad:0", "bad:99999"])
+def test_an_address_without_a_place(place: str) -> None:
+    with pytest.raises(ConfigError, match="dask://host:port"):
+        zfabric.Client(f"dask://{place}")

@@ -10,6 +10,7 @@ from dask.order import order
 from dask.utils import ensure_dict
 
 from zfabric.client.collections.held import DaskFuture
+from zfabric.client.collections.stores import refuse_lost_stores
 from zfabric.errors import UsageError
 
 Key: TypeAlias = Hashable
@@ -39,6 +40,7 @@ class Graph:
         self.known: dict[Key, DaskFuture] = {}
         self.names = {key: self._behind(key) for key in wanted}
         self.nodes = self._cull(self.names.values())
+        refuse_lost_stores(self.nodes)
 
     def arrange(self) -> None:
         """Bring the nodes into Dask's order: depth first, values used soon after they are made."""

@@ -13,7 +13,7 @@ import dask
 from dask._task_spec import GraphNode, Task, TaskRef, _execute_subgraph
 
 from zfabric.client.waiting import slot_context
-from zfabric.errors import CodecError
+from zfabric.errors import CodecError, UsageError
 
 
 class Runner:
@@ -87,6 +87,12 @@ def _run(key: Hashable, node: GraphNode, known: dict[Hashable, Any]) -> Any:
             value = asyncio.run(value)
         return value
     except Exception as exc:
+        if isinstance(exc, RuntimeError) and str(exc).startswith("P2P "):
+            raise UsageError(
+                f"{key!r} belongs to the p2p shuffle or rechunk, which only runs on"
+                " dask.distributed's own workers: use the method 'tasks', which is the default"
+                " while a zfabric client is Dask's scheduler, or zfabric.Client('dask://...')"
+            ) from exc
         if not getattr(exc, "__notes__", None):
             exc.add_note(f"in the Dask task {key!r}")
         raise

@@ -28,7 +28,14 @@ from zfabric.client.waiting import WARN_AGAIN_S, futures_of, sleep_until
 from zfabric.codec.exceptions import dump_exception
 from zfabric.config import Settings
 from zfabric.core.submitter import LOADED, PENDING, Outcome
-from zfabric.errors import ClientClosed, ConnectFailed, DataLost, ResultTimeout, UsageError
+from zfabric.errors import (
+    ClientClosed,
+    ConfigError,
+    ConnectFailed,
+    DataLost,
+    ResultTimeout,
+    UsageError,
+)
 from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED
 
 REFUSED = {
@@ -39,6 +46,15 @@ REFUSED = {
     "map_sync": "it needs a fabric; use gather(map(...))",
 }
 """Verbs that this engine does not have, and what to do."""
+
+
+def _check_place(address: str, place: str) -> None:
+    host, _, port = place.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"{address!r} does not say where a Dask scheduler is: write"
+            " dask://host:port, as in dask://127.0.0.1:8786"
+        )
 
 
 class DaskFuture(Future):
@@ -87,6 +103,7 @@ class DaskClient(Client):
         self.address = address
         self.name = name or f"client-{os.getpid()}"
         self._settings = Settings.load(connect_timeout_s=timeout)
+        _check_place(address, place)
         target = f"{scheme.partition('+')[2] or 'tcp'}://{place}"
         try:
             self._dask = distributed.Client(
