@@ -18,7 +18,12 @@ from tests.fault.shaken import QUICK, Shaken, kill_with_all, piece
 from zfabric import Client
 from zfabric.testing.chaos import DOWN, UP, ChaosProxy, stopped
 
-pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("leaves_nothing")]
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.usefixtures("leaves_nothing"),
+    # Said while the only worker is cut off.
+    pytest.mark.filterwarnings("ignore:no workers are connected"),
+]
 
 PATIENCE_S = 40.0
 ROUNDS = 12 if "FAULT_SECONDS" in os.environ else 4
