@@ -30,20 +30,13 @@ def main(argv: list[str]) -> int:
     sizes = QUICK if options.quick else Sizes()
     machine = environment(PACKAGES)
     rounds: page.Rounds = {}
-    failures = []
+    failures: list[str] = []
     n_rounds = options.rounds or (1 if options.quick else 3)
     try:
-        # A round visits every system with each fault, so a machine that slows down slows all.
         for number in range(1, n_rounds + 1):
-            for case in cases:
-                for system in systems:
-                    report.note(f"round {number}/{n_rounds}: {case}, {system}")
-                    try:
-                        account = cell.run(system, case, options.quick)
-                    except Exception as error:
-                        failures.append(f"FAILED {error}")
-                    else:
-                        rounds.setdefault((case, system), []).append(account)
+            failures += _one_round(rounds, cases, systems, options.quick, f"{number}/{n_rounds}")
+            if options.json:  # a round takes a quarter of an hour, and may be the last one
+                _write(options.json, machine, rounds, sizes, failures)
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
     report.note("")
@@ -57,15 +50,38 @@ def main(argv: list[str]) -> int:
     for system in systems:
         print(f"  {system}: " + "; ".join(cell.SYSTEMS[system].settings))
     if options.errors:
-        for (case, system), found in rounds.items():
-            for error in [error for account in found for error in account["errors"]][:5]:
-                print(f"  {case}, {system}: {error}")
+        print(_errors(rounds))
     print("".join(f"\n{failure}" for failure in failures))
     if options.markdown:
         print(page.markdown(rounds, systems))
-    if options.json:
-        _write(options.json, machine, rounds, n_rounds, sizes, failures)
     return 1 if failures or not _is_well(rounds) else 0
+
+
+def _one_round(
+    rounds: page.Rounds, cases: list[str], systems: list[str], quick: bool, number: str
+) -> list[str]:
+    """Each fault on every system in turn, so a machine that slows down slows all of them. Adds the
+    accounts to `rounds`, and returns what did not even start."""
+    failures = []
+    for case in cases:
+        for system in systems:
+            report.note(f"round {number}: {case}, {system}")
+            try:
+                account = cell.run(system, case, quick)
+            except Exception as error:
+                failures.append(f"FAILED {error}")
+            else:
+                rounds.setdefault((case, system), []).append(account)
+    return failures
+
+
+def _errors(rounds: page.Rounds) -> str:
+    """The first five of each fault and system."""
+    lines = []
+    for (case, system), found in rounds.items():
+        errors = [error for account in found for error in account["errors"]]
+        lines += [f"  {case}, {system}: {error}" for error in errors[:5]]
+    return "\n".join(lines)
 
 
 def _is_well(rounds: page.Rounds) -> bool:
@@ -82,13 +98,11 @@ def _write(
     path: Path,
     machine: dict[str, object],
     rounds: page.Rounds,
-    n_rounds: int,
     sizes: Sizes,
     failures: list[str],
 ) -> None:
     content = {
         "environment": machine,
-        "rounds": n_rounds,
         "tasks": sizes.n,
         "task_s": sizes.task_s,
         "hung_after_s": sizes.hung_s,
