@@ -39,8 +39,8 @@ def markdown(rounds: Rounds, systems: Sequence[str]) -> str:
 
 
 def goes_on(found: Sequence[dict[str, Any]]) -> bool:
-    """Whether new work was done afterwards in each round; what is hung does not do any."""
-    return all(account["goes_on"] is True for account in found)
+    """Whether new work was done afterwards, wherever it was asked for: not after a hang."""
+    return not any(account["goes_on"] is False for account in found)
 
 
 def _cell(found: Sequence[dict[str, Any]]) -> str:
@@ -51,9 +51,7 @@ def _cell(found: Sequence[dict[str, Any]]) -> str:
     wrong = [f"{n} {word}" for field, word in WORDS if (n := _sum(found, field))]
     if wrong:
         wrong[-1] += f" of {_sum(found, 'n')}"
-        if not goes_on(found) and not _sum(found, "hung"):
-            wrong.append("takes no new work")
-    elif not goes_on(found):
+    if not goes_on(found):
         wrong.append("takes no new work")
     seconds = _recovery(found)
     return ", ".join([*wrong, *([f"{seconds} s"] if seconds else [])])

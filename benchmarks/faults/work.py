@@ -120,9 +120,9 @@ class Bench:
         meanwhile: called each turn; true while the fault goes on, and nobody counts as hung.
         """
         self._gate.touch()
-        account = Account(n=len(self.futures))
         ends_badly = must_fail or {}
         pending = {**self.futures, **ends_badly}
+        account = Account(n=len(pending))
         last = time.monotonic()
         while pending:
             if meanwhile():
@@ -155,17 +155,18 @@ class Bench:
         return account
 
     def goes_on(self) -> bool:
-        """Whether the same client has a new task done within `hung_s`."""
+        """Whether the same client has a new task done within `hung_s`; one that fails, as while a
+        client still dials, is followed by another."""
         deadline = time.monotonic() + self.sizes.hung_s
-        try:
-            future = self._submit(tasks.piece, "probe", 0.0)
-            while time.monotonic() < deadline:
-                self.system.keep_workers()
-                if self.system.is_done(future):
-                    return bool(self.system.take(future, 2.0) == tasks.answer("probe"))
+        while time.monotonic() < deadline:
+            try:
+                future = self._submit(tasks.piece, "next", 0.0)
+                while not self.system.is_done(future) and time.monotonic() < deadline:
+                    self.system.keep_workers()
+                    time.sleep(PAUSE_S)
+                return bool(self.system.take(future, 2.0) == tasks.answer("next"))
+            except Exception:
                 time.sleep(PAUSE_S)
-        except Exception:
-            return False
         return False
 
     def count_twice(self, prefix: str = "p") -> int:
