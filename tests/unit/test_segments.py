@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zfabric.runtime.memory_door import seal
-from zfabric.runtime.segments import KEEP_S, SMALLEST, Segments, is_settled, size_class
+from zfabric.runtime.segments import KEEP_S, MOST_FILES, SMALLEST, Segments, is_settled, size_class
 from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.store import Store
 
@@ -139,6 +139,20 @@ def test_no_more_is_kept_than_the_bound() -> None:
     again, reader = taken(segments)
     assert again == second != first
     os.close(reader)
+    segments.close()
+    assert segments.nbytes == 0
+
+
+def test_no_more_files_are_kept_than_the_bound() -> None:
+    segments = Segments(1000 * NBYTES)
+    taken_first, *rest = [taken(segments) for _ in range(MOST_FILES + 1)]
+    for _, reader in (taken_first, *rest):
+        os.close(reader)
+    assert segments.nbytes == MOST_FILES * size_class(NBYTES)
+    again = [taken(segments) for _ in rest]
+    for _, reader in again:
+        os.close(reader)
+    assert {inode for inode, _ in again} == {inode for inode, _ in rest}
     segments.close()
     assert segments.nbytes == 0
 

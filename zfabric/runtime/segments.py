@@ -25,6 +25,9 @@ from time import monotonic
 SMALLEST = 2**20
 """Bytes of a value from which on its memory is worth keeping."""
 
+MOST_FILES = 64
+"""That are kept: each takes a descriptor, and a user's program may have 1024 of them in all."""
+
 KEEP_S = 10.0
 """For which memory is kept that nobody asks for: between two values of one program, not longer."""
 
@@ -89,7 +92,7 @@ class Segments:
         return True
 
     def _trim(self, most: int) -> None:
-        while self.nbytes > most:
+        while self.nbytes > most or len(self._kept) > MOST_FILES:
             fd, size = self._kept.pop(0)
             os.close(fd)
             self.nbytes -= size
