@@ -7,6 +7,7 @@ arrives is compared, and an end without a value must have a reason that the user
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msgpack import packb, unpackb
@@ -19,6 +20,7 @@ from zfabric.core.submitter import PENDING, Outcome, Submitter
 from zfabric.errors import InternalError
 from zfabric.testing import sim_slots
 from zfabric.testing.links import Weather
+from zfabric.testing.sim_locks import SimLocks
 from zfabric.testing.sim_net import Agenda, Dial, Listener, Node
 from zfabric.testing.sim_slots import SimValue, arguments, digest
 from zfabric.testing.sim_worker import HELLO_S, RETRY_S, SimWorker
@@ -26,6 +28,8 @@ from zfabric.testing.sim_worker import HELLO_S, RETRY_S, SimWorker
 FAILED = frozenset(
     (m.ERROR, m.CANCELLED, m.KILLED, m.LOST, m.UNFIT, m.LATE, m.OVERSIZE, m.UNKNOWN, m.FULL)
 )
+
+DURABLE = frozenset((m.VALUE, m.STORED))
 
 NO_OPTIONS = m.TaskOptions()
 
@@ -75,8 +79,18 @@ class SimClient(Node):
         directory: dict[int, SimWorker],
         habits: Sequence[str],
         depth: int = 0,
+        run: str = "",
+        before: SimClient | None = None,
     ) -> None:
+        """run: the named run that it attaches to, "" for none.  before: who held that last."""
         super().__init__(agenda)
+        self.run = run
+        self.attaching = bool(run)
+        self.n_adopted = 0
+        self.locks = SimLocks(self)
+        self._before = before
+        self._told: list[tuple[int, int]] = []
+        self._page = 0
         self.name = name
         self.depth = depth
         self.settings = settings
@@ -92,7 +106,9 @@ class SimClient(Node):
         self.put_at: set[int] = set()
         """Ids of values that this client has put into stores."""
         self._habits = habits
-        self._endless_ids: set[int] = set()
+        self.endless: set[int] = set()
+        self.keyed: set[int] = set()
+        """Tasks that a run keeps for its next holder."""
         self._asked: dict[int, int] = {}
         """Questions that the broker has not answered: how many tasks each was about."""
         self._requests = 0
@@ -152,6 +168,7 @@ class SimClient(Node):
                             "host",
                             1,
                             depth=self.depth,
+                            run=self.run,
                             previous=self.session.token if self.resuming else 0,
                             acked=self.session.acked if self.resuming else 0,
                         )
@@ -207,8 +224,11 @@ class SimClient(Node):
                     self.session.go_on()
                     for part in [*self.submitter.inventory(), *self.submitter.ask_again()]:
                         self.session.post(part)
+                    self.locks.came_back()
                 else:
-                    self.submitter.welcomed(message.number)
+                    self.submitter.welcomed(message.number, message.counter)
+                    if self.run:
+                        self._attach(message.resumed)
         elif kind is m.Refuse:
             if message.code == "epoch":
                 if self.welcomed:
@@ -218,15 +238,23 @@ class SimClient(Node):
                     self._hello_at = self.agenda.now
             elif message.code == "unknown" and (self.welcomed or self.resuming):
                 self._lose_session(message.text)
+            elif message.code == "run" and not self.welcomed:
+                self._begin(self.agenda.now)
+                self._hello_at = self.agenda.now + HELLO_S
             elif message.code != "unknown":
                 raise InternalError(f"the broker refused client {self.name}: {message}")
         elif kind is m.Answer:
             self._take_answer(message)
+        elif kind is m.Locked:
+            self.locks.answered(message)
         else:
             raise InternalError(f"a client got {message}")
 
     def _take_answer(self, message: m.Answer) -> None:
         self.submitter.answered(message.request)
+        if message.request == self._page:
+            self._take_page(unpackb(message.payload))
+            return
         if message.request not in self._asked:
             return  # asked twice, as the broker restarted
         stories = unpackb(message.payload)
@@ -244,13 +272,65 @@ class SimClient(Node):
                 raise InternalError(f"client {self.name} lost its session, not {call.outcome.id:x}")
         self.calls.clear()
         self._asked.clear()
+        self._before = None  # it, too, lost what it had
+        self.locks.session_lost()
         self._begin(self.agenda.now)
+
+    # --- a run --------------------------------------------------------------------------------
+
+    def _attach(self, is_old: bool) -> None:
+        """The session of a run has begun, and with an old one come its tasks."""
+        self.attaching = is_old
+        self._told.clear()
+        if is_old:
+            self.session.post(m.Inventory([], [], [], [], 1))
+            self._ask_page("")
+
+    def _ask_page(self, after: str) -> None:
+        self._requests += 1
+        self._page = self._requests
+        self.submitter.ask(self._page, "run", [0], after)
+
+    def _take_page(self, page: Sequence[Sequence[Any]]) -> None:
+        """Tasks of the run: those that the user of before still wants are this one's now."""
+        self._page = 0
+        if page:
+            self._told += [(id_, fn) for id_, _, fn in page]
+            self._ask_page(str(page[-1][0]))
+            return
+        self.attaching = False
+        before = self._before
+        known = {} if before is None else {call.outcome.id: call for call in before.calls}
+        told = {id_ for id_, _ in self._told}
+        if before is not None:
+            for id_, call in known.items():
+                if id_ in before.keyed and call.outcome.status in DURABLE and id_ not in told:
+                    raise InternalError(f"run {self.run} lost {id_:x}, which had ended")
+        fresh = []
+        table = self.submitter.outcomes
+        for id_, fn in self._told:
+            if id_ in table:
+                continue  # submitted since
+            outcome = table[id_] = Outcome(id_, fn)
+            old = known.get(id_)
+            if old is None or before is None or id_ in before.endless:
+                self.submitter.released.append(id_)
+                continue
+            may = old.may | {m.CANCELLED}  # a Retry of one that was cancelled may be lost
+            self.calls.append(Call(outcome, old.want, old.deps, may))
+            self.keyed.add(id_)
+            self._not_again.add(id_)
+            fresh.append(id_)
+        self.n_adopted += len(fresh)
+        if fresh:
+            self.submitter.say(m.Inventory(fresh, [0] * len(fresh), [], [], 1))
+        self.wake(self.agenda.now)
 
     # --- the user -----------------------------------------------------------------------------
 
     def act(self) -> None:
         """Do one thing of the kind that this user does."""
-        if not self.welcomed:
+        if not self.welcomed or self.attaching:
             return
         habit = self.agenda.rng.choice(list(self._habits))
         getattr(self, f"_{habit}")()
@@ -297,6 +377,9 @@ class SimClient(Node):
             may |= {m.FULL, m.LOST}
         outcome = submitter.new_outcome(fn)
         made = Call(outcome, digest(blob, payload, [dep.want for dep in deps]), deps, may)
+        if self.run and rng.random() < 0.8:
+            options = replace(options or NO_OPTIONS, key=f"key {self._salt}")
+            self.keyed.add(outcome.id)
         row = (outcome.id, fn, payload, [dep.outcome.id for dep in deps] or None, options)
         submitter.rows.append(row)
         self.calls.append(made)
@@ -306,7 +389,7 @@ class SimClient(Node):
         """Different calls that the user still holds. Not endless ones: who waits for such a call,
         and has let go of it, waits for ever, and that is nobody's fault but the user's."""
         rng = self.agenda.rng
-        calls = [call for call in self.calls if call.outcome.id not in self._endless_ids]
+        calls = [call for call in self.calls if call.outcome.id not in self.endless]
         return rng.sample(calls, min(len(calls), rng.randint(0, most)))
 
     def _map(self) -> None:
@@ -378,7 +461,7 @@ class SimClient(Node):
         call = self.call(seconds=1e6, options=options)
         call.may = call.may | {m.CANCELLED}
         self._not_again.add(call.outcome.id)
-        self._endless_ids.add(call.outcome.id)
+        self.endless.add(call.outcome.id)
         session = self.session
         let_go = self.agenda.rng.random() < 0.3
 
@@ -509,7 +592,7 @@ class SimClient(Node):
     @property
     def is_answered(self) -> bool:
         """Whether no question is open."""
-        return not self._asked
+        return not self._asked and not self.attaching and not self.locks.is_waiting
 
     def check(self) -> int:
         """Compare what has ended with what it must be. Returns how many are pending."""

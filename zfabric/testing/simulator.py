@@ -2,9 +2,10 @@
 
 One broker, some workers and clients, all with their real machines, over links that lose, delay
 and repeat; processes are killed, stopped and started again; users submit all kinds of graphs,
-release, cancel, retry and scatter. After each step the scheduler's table is counted again
-(`core.invariants`). When the faults stop, everything must end, with the right value or for a
-reason that the user knows of; when the users let go of everything, nothing may be left.
+release, cancel, retry, scatter, take locks, and go on with the runs of users who are gone. After
+each step the scheduler's table is counted again (`core.invariants`), and locks are compared with
+what clients were told of them. When the faults stop, everything must end, with the right value or
+for a reason that the user knows of; when the users let go of everything, nothing may be left.
 
     python -m zfabric.testing.simulator 17          # one seed, with what happened
     python -m zfabric.testing.simulator 0 2000 -j 2 # many, with two processes
@@ -18,6 +19,7 @@ import contextlib
 import gc
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ from zfabric.core.submitter import PENDING
 from zfabric.errors import InternalError, ZFabricError
 from zfabric.ids import MAX_SESSION
 from zfabric.messages import STORED
+from zfabric.testing import sim_locks
 from zfabric.testing.links import Weather
 from zfabric.testing.sim_client import SimClient
 from zfabric.testing.sim_net import NEVER, Agenda, Listener, Node
@@ -46,6 +49,9 @@ FAULTS = (
 
 BEAT_NBYTES = 6
 """Bodies up to here are beats and the like, which change no task."""
+
+IN_TURN = ("before", "after")
+"""Where in a turn a broker may be killed: around writing to its journal."""
 
 OFTEN = 50
 """Tasks up to which the table is checked in each turn."""
@@ -74,6 +80,10 @@ class SimBroker(Node):
         """disk: the journal's entries; None: there is none."""
         super().__init__(agenda)
         self.disk = disk
+        self.dies_in_turn = ""
+        """Where in its next turn it is killed: "before" it writes, or "after" that."""
+        self.clients: list[SimClient] = []
+        """Whose locks are compared with the broker's."""
         self.machine = BrokerMachine(
             epoch=epoch,
             version="1",
@@ -123,8 +133,16 @@ class SimBroker(Node):
         if changed and doubt < 0.1:
             invariants.check(machine.scheduler)
         machine.turn()
+        if self.dies_in_turn == "before":
+            self.die()
+            return NEVER
         if self.disk is not None:
             self._write(self.disk)
+        if self.dies_in_turn:
+            self.die()
+            return NEVER
+        if self.clients:
+            sim_locks.check(machine, self.clients)
         if changed and doubt < 1.0:
             invariants.check(machine.scheduler)
         for peer, frames in machine.replies:
@@ -199,6 +217,9 @@ class Simulation:
         self.disk: list[Entry] | None = [] if rng.random() < 0.5 else None
         self.broker = SimBroker(self.agenda, self.settings, self.epoch, self.disk)
         self.n_named = 0
+        # Seeds of the corpus have none of these, and so go on as they did.
+        self.uses_locks = seed % 11 in (3, 9)
+        self.uses_runs = seed % 11 in (6, 9)
         self.workers = [self._new_worker() for _ in range(rng.randint(1, 4))]
         self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
         # Swarm testing: each run knows some of the faults only, so that each gets its room.
@@ -223,9 +244,13 @@ class Simulation:
             {"GPU": 1} if rng.random() < 0.5 else None,
         )
 
-    def _new_client(self) -> SimClient:
+    def _new_client(self, before: SimClient | None = None) -> SimClient:
+        """before: a client that is gone; if it held a run, this one goes on with that."""
         rng = self.rng
         self.n_named += 1
+        run = f"run {self.n_named}" if self.uses_runs and rng.random() < 0.7 else ""
+        if before is not None and before.run:
+            run = before.run
         return SimClient(
             self.agenda,
             f"c{self.n_named}",
@@ -234,7 +259,9 @@ class Simulation:
             self.weather,
             self.directory,
             rng.sample(HABITS, rng.randint(3, 8)) + ["map"],
-            depth=rng.choice([0, 0, 1]),
+            depth=0 if run else rng.choice([0, 0, 1]),
+            run=run,
+            before=before,
         )
 
     # --- the run ------------------------------------------------------------------------------
@@ -252,6 +279,10 @@ class Simulation:
         rng, agenda = self.rng, self.agenda
         for _ in range(rng.randint(3, 12)):
             agenda.at(rng.uniform(0.1, 4.0), self._user_acts)
+        if self.uses_locks:
+            self.broker.clients = self.clients
+            for _ in range(rng.randint(3, 20)):
+                agenda.at(rng.uniform(0.1, 4.2), self._user_locks)
         end = 0.5
         if self.faults:
             for _ in range(rng.randint(1, 6)):
@@ -261,6 +292,8 @@ class Simulation:
             peer.fetches_fail = rng.choice([0.0, 0.0, 0.3])
         agenda.run(max(end, 4.2))
         self._weather_clears()
+        for client in self._live():
+            client.locks.end()
         self._must(self._all_ended, "pending tasks did not end")
         self._must(self._all_fetched, "stored values could not be fetched")
         self._check_clients()
@@ -316,6 +349,8 @@ class Simulation:
     def _nothing_left(self) -> bool:
         machine = self.broker.machine
         if any(worker.ending for worker in machine.scheduler.workers.values()):
+            return False
+        if machine.locks.requests():
             return False
         if machine.scheduler.tasks or any(c.submitter.has_work() for c in self._live()):
             return False
@@ -396,16 +431,31 @@ class Simulation:
         elif fault == "kill_client" and clients:
             client = rng.choice(clients)
             rng.choice([client.die, client.say_goodbye])()
-            self._later(lambda: self.clients.append(self._new_client()))
+            self._later(lambda: self.clients.append(self._new_client(client)))
         elif fault == "stop_client" and clients:
             self._stop(rng.choice(clients))
         elif fault == "stop_broker":
             self._stop(self.broker)
         elif fault == "restart" and self.broker.alive:
+            if (self.uses_locks or self.uses_runs) and (where := rng.choice(["", *IN_TURN])):
+                self.broker.dies_in_turn = where
+                self.broker.wake(self.agenda.now)
+                self.agenda.at(self.agenda.now, self._broker_died)
+                return
             self.broker.die()
-            for peer in peers:
+            self._broker_died()
+
+    def _broker_died(self) -> None:
+        self.broker.alive = False
+        for peer in self._peers():
+            if peer.alive:
                 peer.dial.cut()
-            self._later(self._restart_broker)
+        self._later(self._restart_broker)
+
+    def _user_locks(self) -> None:
+        live = [client for client in self._live() if client.welcomed]
+        if live:
+            self.rng.choice(live).locks.act()
 
     def _cut_for(self, peer: SimWorker | SimClient, seconds: float) -> None:
         """No connection for so long; the broker may hear of it only much later."""
@@ -422,6 +472,8 @@ class Simulation:
         if not self.broker.alive:
             self.epoch += 1
             self.broker = SimBroker(self.agenda, self.settings, self.epoch, self.disk)
+            if self.uses_locks:
+                self.broker.clients = self.clients
 
 
 @contextlib.contextmanager
@@ -448,12 +500,18 @@ def simulate(seed: int) -> Report:
 
 def failures(seeds: range | list[int]) -> list[tuple[int, str]]:
     """(seed, error) of those that fail."""
+    return survey(seeds)[0]
+
+
+def survey(seeds: range | list[int]) -> tuple[list[tuple[int, str]], Counter[str]]:
+    """The failures, and sums over those that do not fail, by the fields of Report."""
     found = []
+    sums: Counter[str] = Counter()
     gc.disable()  # a run is over before it would pay
     try:
         for seed in seeds:
             try:
-                simulate(seed)
+                sums.update(simulate(seed)._asdict())
             except Exception as exc:
                 what = type(exc).__name__ if not isinstance(exc, ZFabricError) else ""
                 found.append((seed, f"{what} {exc}\n{' '.join(getattr(exc, '__notes__', ()))}"))
@@ -461,7 +519,7 @@ def failures(seeds: range | list[int]) -> list[tuple[int, str]]:
                 gc.collect()
     finally:
         gc.enable()
-    return found
+    return found, sums
 
 
 def main(arguments: list[str]) -> int:
@@ -477,15 +535,21 @@ def main(arguments: list[str]) -> int:
         return 0
     seeds = list(range(first, int(arguments[1])))
     if jobs == 1:
-        found = failures(seeds)
+        found, sums = survey(seeds)
     else:
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(jobs) as pool:
             parts = [seeds[n::jobs] for n in range(jobs)]
-            found = [failure for part in pool.map(failures, parts) for failure in part]
+            surveys = list(pool.map(survey, parts))
+        found = [failure for part, _ in surveys for failure in part]
+        sums = sum((some for _, some in surveys), Counter())
     for seed, text in sorted(found):
         print(f"seed {seed}: {text.strip()[:600]}\n")
+    print(
+        f"{sums['n_steps']} turns of processes in {sums['virtual_s']:.0f} virtual seconds, "
+        f"{sums['n_faults']} faults, {sums['n_checked']} results compared"
+    )
     print(f"{len(seeds)} seeds, {len(found)} failures: {sorted(seed for seed, _ in found)}")
     return bool(found)
 
