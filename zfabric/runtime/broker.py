@@ -24,7 +24,13 @@ from zfabric.runtime.binding import check_exposure, listen_near, reachable
 from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
 from zfabric.runtime.guard import BrokerGuard, ring_for
 from zfabric.runtime.journal import Journal, JournalKeeper
-from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, remove_orphan, tell_ready
+from zfabric.runtime.lifecycle import (
+    StopRequest,
+    allow_many_descriptors,
+    freeze_garbage,
+    remove_orphan,
+    tell_ready,
+)
 from zfabric.runtime.recording import RecordedMachine, Recorder
 from zfabric.transport import Poller
 
@@ -56,6 +62,7 @@ def serve(
     record: a new file for all events, see runtime.recording.
     journal: a file from which it goes on after a restart, see docs/reliability.md.
     """
+    allow_many_descriptors()
     with StopRequest(lifeline_fd) as stop:
         try:
             settings = settings or Settings.load()

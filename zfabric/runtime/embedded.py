@@ -22,8 +22,14 @@ from zfabric.core.direct import DirectSession
 from zfabric.errors import AddressInUse, ConfigError
 from zfabric.ids import new_token
 from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
-from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, remove_orphan, tell_ready
-from zfabric.runtime.worker import Worker, allow_many_descriptors
+from zfabric.runtime.lifecycle import (
+    StopRequest,
+    allow_many_descriptors,
+    freeze_garbage,
+    remove_orphan,
+    tell_ready,
+)
+from zfabric.runtime.worker import Worker
 from zfabric.transport import Poller, listen
 from zfabric.wire import Header
 

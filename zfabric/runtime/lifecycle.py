@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 from types import FrameType, TracebackType
 
@@ -63,6 +64,14 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = self.requested or signal.Signals(number).name
+
+
+def allow_many_descriptors() -> None:
+    """Each peer is a socket and each large value a file; the usual limit of 1024 is for programs
+    that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def freeze_garbage() -> None:

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import random
-import resource
 import socket
 import struct
 import sys
@@ -50,7 +49,12 @@ from zfabric.runtime.data_guard import DataGuard, warn_of_slow_encryption
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker, with_key
 from zfabric.runtime.host_memory import resident, usual_limit
-from zfabric.runtime.lifecycle import StopRequest, freeze_garbage, tell_ready
+from zfabric.runtime.lifecycle import (
+    StopRequest,
+    allow_many_descriptors,
+    freeze_garbage,
+    tell_ready,
+)
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_keeper import SlotKeeper
 from zfabric.runtime.spill import SpillFiles
@@ -577,13 +581,6 @@ class Worker:
             self._fetch(effect)
         else:
             self._crew.perform(effect, now)
-
-
-def allow_many_descriptors() -> None:
-    """Each large value is a file; the usual limit of 1024 is for programs that use select()."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def serve(
