@@ -137,6 +137,14 @@ def test_who_has_none_does_not_come_in(fabric: KeyedFabric, tmp_path: Path) -> N
         assert client.info()["clients"] == 1
 
 
+def test_a_worker_without_a_key_is_told_what_to_do(fabric: KeyedFabric) -> None:
+    process = fabric.command("worker", fabric.address, "-n", "1")
+    fabric.wait_until(lambda: "Still trying" in fabric.log(process), 30)
+    text = fabric.log(process)
+    assert "zfabric worker ~/.zfabric/keys/worker.join" in text
+    assert "nothing answers" not in text and process.poll() is None
+
+
 def test_a_clients_key_makes_no_worker(fabric: KeyedFabric) -> None:
     process = fabric.command("worker", str(fabric.path("client")))
     assert process.wait(20) == 2

@@ -580,7 +580,7 @@ class Client:
             info = msgpack.unpackb(self._io.ask("info", 1.0))
         except ZFabricError:
             return
-        if not info["workers"]:
+        if not info["workers"] and not info.get("settling"):  # else they are on their way back
             warn_without_workers(self.address)
         for text in info.get("unfit", ()):
             log.warning("%s", text)

@@ -548,6 +548,7 @@ class Scheduler:
                 "submitted": self.table.n_submitted,
                 "stale": self.table.n_stale,
             },
+            "settling": self.settling,
             "unfit": self.placer.unfit() if self.workers else [],
             "clients": len(self.clients),
             "bytes": self.quota.nbytes,

@@ -336,8 +336,8 @@ class Worker:
             return
         if trouble and trouble != self._said_trouble:
             self._said_trouble = trouble
-            log.warning("cannot join %s: %s. Still trying.", self._address, trouble)
-        if not self._said_no_answer and now - self._started >= NO_ANSWER_S:
+            log.warning("cannot join %s: %s. %s", self._address, trouble, self._next_step())
+        if not trouble and not self._said_no_answer and now - self._started >= NO_ANSWER_S:
             self._said_no_answer = True
             log.warning(
                 "nothing answers at %s after %.0f s; did you start `zfabric broker`, and is this "
@@ -347,6 +347,15 @@ class Worker:
             )
         if not self._session.has_unsent:
             self._session.post(self.hello())
+
+    def _next_step(self) -> str:
+        """What to do where the handshake with the broker fails."""
+        if self._join is None:
+            return (
+                "If it has keys, a worker needs one, too: `zfabric worker ~/.zfabric/keys/"
+                "worker.join`, or the line for workers that the broker printed. Still trying."
+            )
+        return "Compare the join file with the broker's `zfabric keys list`. Still trying."
 
     def hello(self) -> m.Hello:
         """What this worker has to offer."""
