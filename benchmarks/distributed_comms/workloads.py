@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,10 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of each."""
+    """How much of each, in one round."""
 
+    trips: int = 200
+    """Round trips of messages of one size, of a whole run."""
     tasks: int = 2000
     calls: int = 200
     array: int = 64_000_000
@@ -24,10 +25,9 @@ class Sizes:
     transfers: int = 8
     rows: int = 2_000_000
     """Of the dataframe that is shuffled, 16 bytes each."""
-    shuffles: int = 3
 
 
-QUICK = Sizes(tasks=100, calls=10, array=8_000_000, transfers=2, rows=50_000, shuffles=1)
+QUICK = Sizes(trips=20, tasks=100, calls=10, array=8_000_000, transfers=2, rows=50_000)
 
 
 def nothing(_number: int) -> None:
@@ -55,40 +55,53 @@ def hold_the_gil(seconds: float) -> int:
     return turns
 
 
-def run(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
-    """All workloads; each is its own row of the table."""
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+def warm_up(client: Any) -> None:
+    """Connections stand, and workers have imported pandas and pyarrow, which takes seconds."""
     client.gather(client.map(nothing, range(50), pure=False))
+    _transfers(client, QUICK)
+    _shuffle(client, 1000)
 
+
+def empty_tasks(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
+    """Many at once."""
     begun = time.perf_counter()
     client.gather(client.map(nothing, range(sizes.tasks), pure=False))
     rate = sizes.tasks / (time.perf_counter() - begun)
     results.add(peer, "no-op map", "rate", rate, "tasks/s", sizes.tasks, higher_is_better=True)
 
+
+def lone_calls(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
+    """One after the other."""
     begun = time.perf_counter()
     for number in range(sizes.calls):
         client.submit(nothing, number, pure=False).result()
     each = (time.perf_counter() - begun) / sizes.calls
     results.add(peer, "submit→result", "mean", each * 1e3, "ms", sizes.calls)
 
-    _transfers(client, workers, QUICK)
-    rate = _transfers(client, workers, sizes)
-    results.add(
-        peer, "worker to worker", "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True
-    )
-    with _gil_held(client, workers, 60.0):
-        rate = _transfers(client, workers, sizes)
-    results.add(
-        peer, "the same, GIL held", "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True
-    )
-    _shuffle(client, 1000)  # imports pandas and pyarrow in the workers, which takes seconds
-    for _ in range(sizes.shuffles):
-        took = _shuffle(client, sizes.rows)
-        results.add(peer, "p2p shuffle", "time", took, "s", sizes.rows)
+
+def transfers(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
+    """Arrays between workers that do nothing else, and between busy ones."""
+    for name in ("worker to worker", "the same, GIL held"):
+        with _gil_held(client, 60.0) if "GIL" in name else nullcontext():
+            rate = _transfers(client, sizes)
+        results.add(peer, name, "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True)
 
 
-def _transfers(client: Any, workers: list[str], sizes: Sizes) -> float:
+def shuffles(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
+    """Of a dataframe, between workers."""
+    results.add(peer, "p2p shuffle", "time", _shuffle(client, sizes.rows), "s", sizes.rows)
+
+
+ALL = (empty_tasks, lone_calls, transfers, shuffles)
+
+
+def workers_of(client: Any) -> list[str]:
+    return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _transfers(client: Any, sizes: Sizes) -> float:
     """Bytes per second, one array at a time, from one worker to the other and back."""
+    workers = workers_of(client)
     arrays = [
         client.submit(make, sizes.array, number, workers=[workers[number % 2]], pure=False)
         for number in range(sizes.transfers)
@@ -103,10 +116,13 @@ def _transfers(client: Any, workers: list[str], sizes: Sizes) -> float:
 
 
 @contextmanager
-def _gil_held(client: Any, workers: list[str], seconds: float) -> Any:
+def _gil_held(client: Any, seconds: float) -> Any:
     """One of each worker's two threads runs Python all the time."""
-    stop = distributed_event("zfabric-bench-stop")
-    holders = [client.submit(hold_until, stop, seconds, workers=[w], pure=False) for w in workers]
+    stop = distributed_event("zfabric-bench-stop", client)
+    holders = [
+        client.submit(hold_until, stop, seconds, workers=[worker], pure=False)
+        for worker in workers_of(client)
+    ]
     try:
         yield
     finally:
@@ -115,10 +131,10 @@ def _gil_held(client: Any, workers: list[str], seconds: float) -> Any:
         stop.clear()
 
 
-def distributed_event(name: str) -> Any:
+def distributed_event(name: str, client: Any) -> Any:
     import distributed
 
-    return distributed.Event(name)
+    return distributed.Event(name, client)
 
 
 def hold_until(stop: Any, seconds: float) -> int:
@@ -133,6 +149,7 @@ def hold_until(stop: Any, seconds: float) -> int:
 def _shuffle(client: Any, rows: int) -> float:
     """Seconds from sending the dataframe to the last partition."""
     import dask.dataframe as dd
+    import distributed
     import numpy
     import pandas
 
@@ -141,6 +158,5 @@ def _shuffle(client: Any, rows: int) -> float:
     begun = time.perf_counter()
     # persist keeps the optimiser from dropping a shuffle that nobody looks at
     done = client.persist(table.shuffle("k", shuffle_method="p2p"))
-    wait: Callable[[Any], Any] = __import__("distributed").wait
-    wait(done)
+    client.gather(client.map(len, distributed.futures_of(done), pure=False))
     return time.perf_counter() - begun
