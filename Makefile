@@ -6,6 +6,7 @@
 #   make lint     ruff, mypy on floors 0-2, the floors test
 #   make bench    measure tasks                (make bench ARGS="--peers pool,distributed")
 #   make faults   only the tests that kill, stop and cut things
+#   make faults-distributed  100 rounds of Dask clusters on zmq:// whose workers die
 #
 # Everything lives in .venv, which the first command makes. PYTHON=python3.12 chooses another one.
 
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench faults coverage clean
+.PHONY: help demo test test-all lint bench faults faults-distributed coverage clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,8 +41,12 @@ bench: $(VENV)/.run
 	@$(BIN)/python -m benchmarks tasks $(ARGS)
 
 faults: $(VENV)/.test
-	@FAULT_SECONDS=60 ZMQ_COMM_ROUNDS=100 $(BIN)/python -m pytest -m fault $(ARGS)
+	@FAULT_SECONDS=60 $(BIN)/python -m pytest -m fault $(ARGS)
 	@$(BIN)/python -m zfabric.testing.fuzz -n 1000000
+
+faults-distributed: $(VENV)/.integrations
+	@ZMQ_COMM_ROUNDS=100 ZMQ_COMM_KILLS=25 ZMQ_CLUSTER_ROUNDS=100 $(BIN)/python -m pytest \
+	    -m fault tests/integrations/test_distributed_cluster.py $(ARGS)
 
 coverage: $(VENV)/.test
 	@$(PIP) install coverage

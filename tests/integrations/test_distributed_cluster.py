@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -226,7 +228,7 @@ def test_rounds_of_coming_and_going() -> None:
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 def test_many_rounds_of_coming_and_going() -> None:
-    """A hundred in `make faults`."""
+    """A hundred in `make faults-distributed`."""
     rounds(int(os.environ.get("ZMQ_COMM_ROUNDS", "25")))
 
 
@@ -249,3 +251,35 @@ def test_nannies_workers_die_again_and_again() -> None:
                         await client.wait_for_workers(2, timeout=60)
 
     asyncio.run(main())
+
+
+def one_round_of_a_cluster(local, client, number: int) -> None:
+    """Work that scales the cluster up, a shuffle, and a worker that is killed meanwhile."""
+    pd = pytest.importorskip("pandas")
+    dd = pytest.importorskip("dask.dataframe")
+    frame = pd.DataFrame({"k": np.arange(3000) % 37, "v": np.arange(3000.0) + number})
+    table = dd.from_pandas(frame, npartitions=6)
+    sums = client.compute(table.shuffle("k", shuffle_method="p2p").groupby("k").v.sum())
+    many = client.map(lambda n: n + number, range(200), pure=False)
+    pids = [nanny.pid for nanny in local.workers.values() if getattr(nanny, "pid", None)]
+    if pids:
+        with contextlib.suppress(ProcessLookupError):  # scaled down meanwhile
+            os.kill(pids[number % len(pids)], signal.SIGKILL)
+    assert client.gather(many) == list(range(number, number + 200))
+    want = frame.groupby("k").v.sum()
+    assert np.allclose(sums.result().sort_index(), want)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.timeout(3600)
+def test_an_adaptive_cluster_shuffles_while_its_workers_die() -> None:
+    """A hundred rounds in `make faults-distributed`; every fifth begins without any worker."""
+    with cluster(1) as local, Client(local) as client:
+        local.adapt(minimum=0, maximum=3, interval="100ms", wait_count=3)
+        for number in range(int(os.environ.get("ZMQ_CLUSTER_ROUNDS", "3"))):
+            began = monotonic()
+            one_round_of_a_cluster(local, client, number)
+            print(f"round {number}: {monotonic() - began:.1f} s", flush=True)
+            while number % 5 == 4 and client.scheduler_info()["workers"]:
+                client.sync(asyncio.sleep, 0.1)
