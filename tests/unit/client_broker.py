@@ -41,6 +41,7 @@ class FakeBroker:
         self.unfit = False
         self.keep_seen = True
         self.refuse: tuple[str, str] | None = None
+        self.settling = False
         self.workers: list[dict[str, Any]] = [
             {"name": "w1", "number": 99, "slots": 2, "memory": 0, "data_address": ""}
         ]
@@ -151,7 +152,7 @@ class FakeBroker:
                     self._settle(task, m.CANCELLED, b"")
         elif isinstance(message, m.Ask):
             tasks = {"waiting": len(self._waiting), "ready": 0, "running": 0}
-            answer = {"workers": self.workers, "tasks": tasks}
+            answer = {"workers": self.workers, "tasks": tasks, "settling": self.settling}
             session.post(m.Answer(message.request, msgpack.packb(answer)))
 
     def _submit(self, token: int, message: m.Submit) -> None:

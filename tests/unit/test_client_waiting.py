@@ -69,6 +69,18 @@ def test_ctrl_c_in_result_leaves_the_client_usable(client: Client, broker: FakeB
     assert future.result(10) == 2 and client.submit(add, 2).result(10) == 3
 
 
+def test_missing_workers_are_told_but_while_a_broker_waits_for_its_own(
+    client: Client, broker: FakeBroker
+) -> None:
+    broker.workers.clear()
+    broker.settling = True
+    client._warn_without_workers()  # warnings are errors
+    broker.settling = False
+    client._warned_at = -1e9
+    with pytest.warns(UserWarning, match="no workers are connected"):
+        client._warn_without_workers()
+
+
 def test_wait_for_all_and_for_the_first(client: Client, broker: FakeBroker) -> None:
     done, not_done = wait(client.map(add, range(10)))
     assert len(done) == 10 and not not_done
