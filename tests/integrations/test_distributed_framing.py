@@ -26,7 +26,7 @@ def host_array(nbytes: int) -> memoryview:
 
 def through(frames, packer=None):
     messages = [[bytes(part) for part in m] for m in framing.split(frames, packer)]
-    assert max(len(part) for m in messages for part in m) <= framing.CHUNK + 64
+    assert max(len(part) for m in messages for part in m) <= framing.WHOLE + 64
     (head,), *rest = messages
     assembly = Assembly(head, host_array)
     for tag, *parts in rest:
@@ -44,6 +44,7 @@ SIZES = [
     [100, 300_000],
     [10, 2 * framing.CHUNK, 0, 3 * framing.CHUNK + 1, 17],
     [framing.INLINE, framing.INLINE, 1, framing.CHUNK, 0],
+    [9, framing.WHOLE, framing.WHOLE + 1, 5 * framing.CHUNK, 3],
     [70_000] * 40,
     [3] * 5000,
 ]

@@ -13,13 +13,13 @@ from distributed.comm.core import Comm, Connector
 from zfabric.errors import TransportError
 from zfabric.integrations.distributed.addresses import numeric, refuse_encryption
 from zfabric.integrations.distributed.comm import MEMORY, PREFIX, ZmqComm, address_of
-from zfabric.integrations.distributed.framing import CHUNK, HELLO
+from zfabric.integrations.distributed.framing import HELLO, WHOLE
 from zfabric.integrations.distributed.link import Link
 from zfabric.integrations.distributed.wire import Wire
 from zfabric.transport import registry
 from zfabric.transport.contract import LARGE
 
-VERSION = 3
+VERSION = 4
 """Of what links say to one another; a listener refuses others."""
 
 DIAL_S = 2.0
@@ -29,7 +29,7 @@ until its own timeout. ZeroMQ's I/O threads answer for a peer whose Python is bu
 OPTIONS: dict[str, Any] = {
     # Credit bounds what is on its way to 1024 messages and 64 MiB; this is only the fuse.
     "hwm": 4096,
-    "max_frame": CHUNK + LARGE,
+    "max_frame": WHOLE + LARGE,
     "max_frames": 4,
 }
 
