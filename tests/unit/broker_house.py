@@ -9,6 +9,7 @@ from zfabric import wire
 from zfabric.config import Settings
 from zfabric.core.admission import Admission
 from zfabric.core.broker import BrokerMachine
+from zfabric.core.journal import Entry
 from zfabric.core.session import Session
 
 SETTINGS = Settings()
@@ -62,7 +63,13 @@ class Peer:
 class House:
     """A broker, its peers by their connections, and the time."""
 
-    def __init__(self, settings: Settings = SETTINGS, admission: Admission | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings = SETTINGS,
+        admission: Admission | None = None,
+        saved: list[Entry] | None = None,
+    ) -> None:
+        """saved: the entries of its journal; None: it has none."""
         self.now = 100.0
         self.machine = BrokerMachine(
             epoch=EPOCH,
@@ -71,6 +78,7 @@ class House:
             settings=settings,
             now=self.now,
             admission=admission,
+            saved=saved,
         )
         self.peers: dict[int, Peer] = {}
         self.strangers: list[tuple[bytes, m.Message]] = []

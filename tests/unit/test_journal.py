@@ -342,3 +342,13 @@ def test_a_client_whose_first_welcome_was_lost_is_told_what_ends() -> None:
     assert client.held_back
     scheduler.client_was_never_told(client.number)
     assert not client.held_back
+
+
+def test_what_there_was_no_room_for_is_not_there_after_a_restart_either() -> None:
+    bench = Written()
+    bench.worker(101, credit=0)
+    bench.scheduler.quota.why_not = lambda client, nbytes: "full"  # type: ignore[method-assign]
+    bench.submit(1, 2, deps={2: [1]})
+    bench.say(1, m.Register([tid(3)], [100], [[101]]))
+    assert not bench.scheduler.tasks
+    assert not restored(bench.written()).tasks

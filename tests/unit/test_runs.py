@@ -112,3 +112,32 @@ def test_a_run_ends_when_asked_to(house: House) -> None:
     again.say(m.Bye("closed"))
     assert not house.machine.scheduler.tasks and not house.machine.runs.by_name
     assert MARGIN < MAX_COUNTER >> 16, "so many holders a run may have"
+
+
+def test_a_run_that_nobody_holds_has_no_locks_after_a_restart_either() -> None:
+    house = House(saved=[])
+    holder = house.peer(1, run="nightly").greet()
+    other = house.peer(2).greet()
+    holder.say(m.Acquire(1, "a", True))
+    other.say(m.Acquire(1, "a", True))
+    house.deliver()
+    holder.say(m.Bye(""))
+    assert other.heard[-1] == m.Locked(1, True)
+    assert house.machine.journal is not None
+    for entries in (house.machine.journal.take(), list(house.machine.snapshot())):
+        again = House(saved=entries)
+        assert again.machine.locks.requests() == [("a", other.number, 1)]
+
+
+def test_an_answer_to_the_holder_before_is_not_for_the_next_one(house: House) -> None:
+    first = house.peer(1, run="night").greet()
+    worker = house.peer(9, m.WORKER, slots=1).greet()
+    worker.say(m.Done([], [], b"", [], 1))
+    named = submit(first, 0, "a")
+    assert not [x for x in first.say(m.Ask(7, "why", [named], "")) if isinstance(x, m.Answer)]
+    (explain,) = (x for x in worker.heard if isinstance(x, m.Explain))
+    first.say(m.Bye("closed"))
+    second = house.peer(2, run="night").greet()
+    worker.say(m.Explained(explain.ticket, [named], ["running"], ["it runs"]))
+    house.deliver()
+    assert not [x for x in second.heard if isinstance(x, m.Answer)]

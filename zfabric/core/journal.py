@@ -461,6 +461,10 @@ def _end(table: TaskTable, task: TaskRecord, status: int, payload: bytes) -> Non
         task.set_value(payload)
     else:
         table.fail(task, status, payload)
+    if status == m.FULL:
+        # It was never taken in, and its client may be gone without a Release for it.
+        task.wanted = False
+        table.unneeded.append(task)
 
 
 def _begin_attempts(table: TaskTable, least: int) -> None:

@@ -89,6 +89,13 @@ class Questions:
                 said += self._heard(ticket, opened, worker)
         return said
 
+    def client_left(self, client: int) -> None:
+        """It will not hear the answers. Its number may be somebody else's soon, as that of a run,
+        who would take them for answers to questions of its own."""
+        for ticket, opened in list(self._open.items()):
+            if opened.client == client:
+                del self._open[ticket]
+
     def tick(self, now: float) -> list[Outgoing]:
         """Answers that have waited long enough."""
         said: list[Outgoing] = []

@@ -234,6 +234,7 @@ class Reception:
             board.log.append((logging.INFO, f"nobody holds run {record.hello.run}: {why}"))
             board.unroute(record)
             self._give_up_locks(record)
+            self._questions.client_left(record.number)
             self._runs.park(record, now)
             return
         board.forget(record)
@@ -252,6 +253,7 @@ class Reception:
             board.post(self._questions.worker_left(record.number))
         else:
             self._scheduler.client_left(record.number)
+            self._questions.client_left(record.number)
             board.post(self._locks.session_ended(record.number))
 
     def expel(self, record: SessionRecord, exc: RemoteProtocolError, now: float) -> None:

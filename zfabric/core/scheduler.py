@@ -235,10 +235,14 @@ class Scheduler:
         self.quota.refused += len(message.ids)
         for id_ in message.ids:
             self.table.say_row(client, id_, m.FULL, payload)
-            if self.table.failed is not None:
-                refused = TaskRecord(id_, None, b"", client)
-                refused.state, refused.status, refused.value = FAILED, m.FULL, payload
-                self.table.failed.append(refused)
+            self._note_refused(client, id_, payload)
+
+    def _note_refused(self, client: ClientRecord, id_: int, payload: bytes) -> None:
+        """For a journal: one that replays the message takes no notice of quotas."""
+        if self.table.failed is not None:
+            refused = TaskRecord(id_, None, b"", client)
+            refused.state, refused.status, refused.value = FAILED, m.FULL, payload
+            self.table.failed.append(refused)
 
     def release(self, client: ClientRecord, message: m.Release, now: float) -> None:
         """The client no longer wants these. Unknown ones were released before."""
@@ -307,6 +311,7 @@ class Scheduler:
                 for worker in holders:
                     worker.frees.append(id_)
                     self.table.dirty_workers[worker] = None
+                self._note_refused(client, id_, text_payload(refusal))
                 continue
             task = self.tasks[id_] = TaskRecord(id_, None, b"", client)
             client.task_nbytes += TASK_NBYTES
