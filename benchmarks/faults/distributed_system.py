@@ -18,7 +18,7 @@ class Distributed(System):
         "distributed.scheduler.worker-ttl: the dead time; its default is 5 minutes",
         "distributed.scheduler.allowed-failures: 3 (its default)",
         "distributed.comm.retry.count: 3; its default is 0",
-        "workers that end because their scheduler did are started again, as by an init system",
+        "workers that end, killed ones too, are started again, as by an init system",
     )
 
     def start(self) -> None:
