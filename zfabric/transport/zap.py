@@ -10,6 +10,7 @@ The thread lives while there are doors. It does nothing else, so a busy broker d
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -85,6 +86,9 @@ class Service:
         except BaseException:
             log.exception("the service that admits keys failed: nobody new can join")
         finally:
+            # Closing lets go of the address some time later, when the next service may have come.
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.unbind(ADDRESS)
             self._socket.close(0)
 
     def _answer(self, question: list[bytes]) -> list[bytes]:
