@@ -351,4 +351,12 @@ def test_what_there_was_no_room_for_is_not_there_after_a_restart_either() -> Non
     bench.submit(1, 2, deps={2: [1]})
     bench.say(1, m.Register([tid(3)], [100], [[101]]))
     assert not bench.scheduler.tasks
-    assert not restored(bench.written()).tasks
+    scheduler = restored(bench.written())
+    assert not scheduler.tasks
+    # Its client may not have heard that yet, nor from one that was killed with a snapshot written.
+    scheduler.settled(0.0)
+    (client,) = scheduler.clients.values()
+    ids = [tid(1), tid(2), tid(3), tid(4)]
+    scheduler.on_message(client.number, m.Inventory(ids, [0] * 4, [], [], 1), 0.0)
+    assert (client.ids, set(client.statuses)) == (ids[:3], {m.FULL}), "tid(4) is on its way"
+    assert not client.refused

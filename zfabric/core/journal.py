@@ -51,6 +51,7 @@ from zfabric.core.tasks import (
     Try,
 )
 from zfabric.errors import RemoteProtocolError, ZFabricError
+from zfabric.ids import session_of
 from zfabric.messages import STORED, VALUE
 
 Entry = tuple[int, bytes]
@@ -213,6 +214,8 @@ def replay(
             elif kind == ENDS:
                 for id_, status, payload in zip(*_unpack_ends(data), strict=True):
                     task = table.tasks.get(id_)
+                    if status == m.FULL:
+                        _refused(table, id_, payload)
                     if task is not None:
                         _end(table, task, status, payload)
                 table.let_go()
@@ -321,6 +324,13 @@ def snapshot(
         yield _message(tokens[number], m.Acquire(request, name, True))
     yield from _ended([task for task in table.tasks.values() if task.state == DONE])
     yield from _ended([task for task in table.tasks.values() if task.state == FAILED])
+    for client in table.clients.values():
+        if client.refused:
+            refused = client.refused
+            yield (
+                ENDS,
+                _pack_ends(list(refused), bytes([m.FULL]) * len(refused), [*refused.values()]),
+            )
     unwanted: dict[int, list[int]] = {}
     for task in table.tasks.values():
         if not task.wanted and tokens[task.owner.number] not in over:
@@ -465,6 +475,13 @@ def _end(table: TaskTable, task: TaskRecord, status: int, payload: bytes) -> Non
         # It was never taken in, and its client may be gone without a Release for it.
         task.wanted = False
         table.unneeded.append(task)
+
+
+def _refused(table: TaskTable, id_: int, payload: bytes) -> None:
+    """There was no room for it, and perhaps its client has not heard that."""
+    client = table.clients.get(session_of(id_))
+    if client is not None:
+        client.refused[id_] = payload
 
 
 def _begin_attempts(table: TaskTable, least: int) -> None:

@@ -43,12 +43,15 @@ def client_came_back(table: TaskTable, client: ClientRecord, message: m.Inventor
     told = set(client.ids)  # since it is back
     for id_ in message.ids:
         task = table.tasks.get(id_)
+        if task is None and id_ in client.refused:
+            table.say_row(client, id_, m.FULL, client.refused[id_])
         if task is None or task.owner is not client:
             continue  # its Submit is on its way behind this
         if task.state in (DONE, FAILED) and id_ not in told:
             table.tell(task)
     if message.credit:
         client.held_back = False
+        client.refused.clear()
         if client.ids:
             table.dirty_clients[client] = None
 

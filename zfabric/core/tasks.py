@@ -177,6 +177,7 @@ class ClientRecord:
         "name",
         "number",
         "payloads",
+        "refused",
         "statuses",
         "task_nbytes",
         "user",
@@ -201,6 +202,8 @@ class ClientRecord:
         self.payloads: list[bytes] = []
         self.held_back = False
         """Nothing goes out to it until it has said what it waits for."""
+        self.refused: dict[int, bytes] = {}
+        """What the broker before had no room for, until the client has said whether it knows."""
         self.is_full = False
         """Nor until it has taken in what is on its way: meanwhile rows refer to values that the
         table holds anyway."""
