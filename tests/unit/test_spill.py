@@ -180,7 +180,6 @@ def test_a_full_worker_takes_no_more_rows_until_there_is_room() -> None:
 
 def n_memfds() -> int:
     """Values and packs that this process has open."""
-    gc.collect()  # what another test left in cycles shall not count, and not vanish meanwhile
     found = 0
     for fd in Path("/proc/self/fd").iterdir():
         try:
@@ -193,6 +192,7 @@ def n_memfds() -> int:
 def test_many_small_values_take_few_descriptors(
     tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
+    gc.collect()  # what other tests left in cycles shall not vanish meanwhile
     before = n_memfds()
     store = Store(most_descriptors=20)
     for number in range(500):
