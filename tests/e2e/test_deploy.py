@@ -1,4 +1,4 @@
-"""The Slurm batch script, run for real with a stand-in for srun."""
+"""What operators copy, run for real: the Slurm script with a stand-in for srun, compose without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from zfabric import Client
+
+COMPOSE = Path(__file__).resolve().parents[2] / "deploy" / "compose.yaml"
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "slurm" / "zfabric.sbatch"
 
 PROGRAM = """
@@ -66,3 +70,33 @@ def test_a_job_without_a_program_says_how(environment: dict[str, str]) -> None:
     done = run(environment)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_the_commands_of_the_compose_file_make_a_fabric(
+    environment: dict[str, str], tmp_path: Path, free_port: int
+) -> None:
+    """In one folder in place of containers, on a port of this host."""
+    text = COMPOSE.read_text()
+    for address in ("tcp://broker:8787", "tcp://127.0.0.1:8787", "tcp://0.0.0.0:8787"):
+        text = text.replace(address, f"tcp://127.0.0.1:{free_port}")
+    services = yaml.safe_load(text)["services"]
+    for folder in ("state", "join"):
+        (tmp_path / folder).mkdir(mode=0o700)
+    make_keys = [*services["keys"]["entrypoint"], *services["keys"]["command"]]
+    for _ in range(2):  # and when the fabric is started again
+        subprocess.run(make_keys, cwd=tmp_path, env=environment, check=True, timeout=60)
+    children = [
+        subprocess.Popen(["zfabric", *services[name]["command"]], cwd=tmp_path, env=environment)
+        for name in ("broker", "worker")
+    ]
+    try:
+        with Client(str(tmp_path / "state" / "client.join")) as client:
+            client.wait_for_workers(1, timeout=60)
+            assert client.submit(pow, 2, 10).result(60) == 1024
+        check = ["zfabric", *services["broker"]["healthcheck"]["test"][2:]]
+        subprocess.run(check, cwd=tmp_path, env=environment, check=True, timeout=60)
+    finally:
+        for child in reversed(children):
+            child.terminate()
+            child.wait(30)

@@ -38,19 +38,24 @@ def test_compose_has_only_keys_of_the_compose_specification(compose: dict[str, A
     assert set(compose) <= {"name", "services", "networks", "volumes", "secrets", "configs"}
     known = set(
         "build image command networks ports init restart stop_grace_period healthcheck depends_on "
-        "security_opt cap_drop".split()
+        "security_opt cap_drop entrypoint volumes".split()
     )
     for name, service in compose["services"].items():
         assert set(service) <= known, name
         assert set(service["networks"]) <= set(compose["networks"])
         for other, condition in service.get("depends_on", {}).items():
             assert other in compose["services"]
-            assert "healthcheck" in compose["services"][other]
-            assert condition == {"condition": "service_healthy"}
+            is_lasting = "healthcheck" in compose["services"][other]
+            state = "healthy" if is_lasting else "completed_successfully"
+            assert condition == {"condition": f"service_{state}"}
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in compose["volumes"]
 
 
 def test_compose_commands_are_ours(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
+        if "entrypoint" in service:
+            continue  # a script of shell; tests/e2e/test_deploy.py runs it
         check_command(service["command"])
         if "healthcheck" in service:
             marker, program, *words = service["healthcheck"]["test"]
@@ -65,7 +70,7 @@ def test_compose_publishes_on_loopback_only(compose: dict[str, Any]) -> None:
 
 
 def test_compose_builds_from_the_repository(compose: dict[str, Any]) -> None:
-    build = compose["services"]["broker"]["build"]
+    build = compose["services"]["keys"]["build"]
     context = (DEPLOY / build["context"]).resolve()
     assert (context / build["dockerfile"]).is_file()
 
@@ -139,3 +144,8 @@ def test_the_readme_names_every_file() -> None:
     for path in DEPLOY.rglob("*"):
         if path.is_file() and path.name != "README.md":
             assert f"`{path.relative_to(DEPLOY)}`" in readme
+
+
+def test_compose_workers_do_not_see_the_brokers_keys(compose: dict[str, Any]) -> None:
+    assert compose["services"]["worker"]["volumes"] == ["join:/home/zfabric/join:ro"]
+    assert not [w for s in compose["services"].values() for w in s["command"] if "insecure" in w]

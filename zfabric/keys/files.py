@@ -67,10 +67,24 @@ def write_secret(path: Path, content: dict[str, Any], *, replace: bool = False) 
 
 
 def read_secret(path: Path) -> dict[str, Any]:
-    """The content of a file that only this user can read.
+    """The JSON object in a file that only this user can read.
 
-    Raises ConfigError for a link, another owner, any right of group or others, and content that
-    is no JSON object. No error shows any of the content.
+    Raises ConfigError as `read_private` does, and for other content. No error shows any of it.
+    """
+    raw = read_private(path)
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no key file")
+    return content
+
+
+def read_private(path: Path) -> bytes:
+    """The first MAX_BYTES of a file that only this user can read.
+
+    Raises ConfigError for a link, another owner, and any right of group or others.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -83,14 +97,7 @@ def read_secret(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(found.st_mode):
             raise ConfigError(f"{path} is no regular file")
         _check_owner_and_mode(path, found, "600")
-        raw = file.read(MAX_BYTES)
-    try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no key file")
-    return content
+        return file.read(MAX_BYTES)
 
 
 def _check_owner_and_mode(path: Path, found: os.stat_result, wanted: str) -> None:

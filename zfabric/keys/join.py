@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zfabric.errors import ConfigError, UsageError
-from zfabric.keys.files import read_secret, write_secret
+from zfabric.keys.files import read_private, read_secret, write_secret
 from zfabric.keys.pair import KEY_BYTES, KeyPair, fingerprint, key_bytes
 
 PREFIX = "zfabric-join:"
@@ -83,9 +83,14 @@ def resolve(text: str) -> tuple[str, Join | None]:
 
 
 def read_file(path: Path) -> tuple[str, Join | None]:
-    """The same of a file; one without keys may be open to others."""
+    """The same of a file, also of one that holds a join line; one without keys may be open to
+    others."""
     content = _plain(path)
     if content is None:
+        raw = read_private(path)
+        if raw.startswith(PREFIX.encode()):
+            join = parse_token(raw.decode("ascii", "replace").strip())
+            return join.address, join
         content = read_secret(path)
     address = content.get("address")
     if not isinstance(address, str) or "://" not in address:
