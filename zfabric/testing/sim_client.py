@@ -547,7 +547,10 @@ class SimClient(Node):
             message = m.Register([outcome.id], [1 << 20], [numbers])
             holders = [[number, ""] for number in numbers]
             self.submitter.register([outcome], [packb([1 << 20, holders])], message)
-            call = Call(outcome, data, (), {m.LOST})
+            may = {m.LOST}
+            if self.settings.session_bytes < 1 << 30:  # a restarted broker says why
+                may.add(m.FULL)
+            call = Call(outcome, data, (), may)
             self.calls.append(call)
             for _ in range(rng.randint(0, 3)):
                 self.call([call])
