@@ -5,7 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-KINDS = ("zeros", "arange", "smooth", "sparse", "text", "random", "compressed", "mixed")
+KINDS = (
+    "zeros",
+    "arange",
+    "smooth",
+    "sparse",
+    "text",
+    "random",
+    "compressed",
+    "mixed",
+    "quarter",
+)
+
+QUARTER_STEPS = 16
+"""Parts of a count; images that fine compress to a quarter."""
 
 WORDS = (
     "the of and a to in is that it was for on are as with his they at be this from have or by "
@@ -14,6 +27,7 @@ WORDS = (
 ).split()
 
 
+@lru_cache(1)  # what is measured is the way of a value, not how it is made
 def make(kind: str, nbytes: int, seed: int) -> Any:
     """About `nbytes` bytes of one kind: an array, or bytes. Different for each seed."""
     import numpy as np
@@ -26,6 +40,8 @@ def make(kind: str, nbytes: int, seed: int) -> Any:
         return np.arange(seed, seed + n, dtype="f8")
     if kind == "smooth":
         return _stack(rng, n)
+    if kind == "quarter":
+        return _stack(rng, n, noise=3.0, steps=QUARTER_STEPS)
     if kind == "sparse":
         array = np.zeros(n)
         array[rng.integers(0, n, n // 20)] = rng.random(n // 20)
@@ -64,13 +80,19 @@ def tiled(block: bytes, nbytes: int, seed: int) -> bytes:
     return (block[start:] + block * (nbytes // len(block) + 1))[:nbytes]
 
 
-def _stack(rng: Any, n: int) -> Any:
-    """Images of smooth intensities as a detector counts them (12 bits), stored as f8."""
+def _stack(rng: Any, n: int, noise: float = 0.0, steps: int = 1) -> Any:
+    """Images of smooth intensities as a detector counts them (12 bits), stored as f8.
+
+    noise: counts that each pixel differs by, one standard deviation.  steps: per count.
+    """
     import numpy as np
 
     x = np.linspace(0, 6, 256)
     image = 2000 + 900 * np.sin(x)[:, None] * np.cos(0.7 * x)[None, :]
     frames = -(-n // image.size)
     drift = 1 + 0.1 * np.sin(np.arange(frames) / 7 + rng.random())
-    stack = np.rint(image[None] * drift[:, None, None])
+    stack = image[None] * drift[:, None, None]
+    if noise:
+        stack += rng.normal(0, noise, stack.shape)
+    stack = np.rint(stack * steps) / steps
     return stack.reshape(-1)[:n].copy()
