@@ -359,4 +359,6 @@ def test_what_there_was_no_room_for_is_not_there_after_a_restart_either() -> Non
     ids = [tid(1), tid(2), tid(3), tid(4)]
     scheduler.on_message(client.number, m.Inventory(ids, [0] * 4, [], [], 1), 0.0)
     assert (client.ids, set(client.statuses)) == (ids[:3], {m.FULL}), "tid(4) is on its way"
+    assert set(client.refused) == set(ids[:3]), "for a snapshot; it may be killed as well"
+    scheduler.on_message(client.number, m.Release(ids[:3]), 0.0)
     assert not client.refused

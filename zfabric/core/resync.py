@@ -51,7 +51,6 @@ def client_came_back(table: TaskTable, client: ClientRecord, message: m.Inventor
             table.tell(task)
     if message.credit:
         client.held_back = False
-        client.refused.clear()
         if client.ids:
             table.dirty_clients[client] = None
 

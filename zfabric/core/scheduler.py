@@ -240,6 +240,7 @@ class Scheduler:
     def _note_refused(self, client: ClientRecord, id_: int, payload: bytes) -> None:
         """For a journal: one that replays the message takes no notice of quotas."""
         if self.table.failed is not None:
+            client.refused[id_] = payload
             refused = TaskRecord(id_, None, b"", client)
             refused.state, refused.status, refused.value = FAILED, m.FULL, payload
             self.table.failed.append(refused)
@@ -253,6 +254,7 @@ class Scheduler:
         for id_ in message.ids:
             task = tasks.get(id_)
             if task is None or task.owner is not client:
+                client.refused.pop(id_, None)
                 continue
             task.wanted = False
             if task.dependents:

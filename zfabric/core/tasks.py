@@ -203,7 +203,8 @@ class ClientRecord:
         self.held_back = False
         """Nothing goes out to it until it has said what it waits for."""
         self.refused: dict[int, bytes] = {}
-        """What the broker before had no room for, until the client has said whether it knows."""
+        """With a journal: what there was no room for, until the client releases it. After a restart
+        it is told again, as the client may not have heard it."""
         self.is_full = False
         """Nor until it has taken in what is on its way: meanwhile rows refer to values that the
         table holds anyway."""
