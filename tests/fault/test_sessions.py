@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.fault.shaken import QUICK, Shaken, kill_with_all, piece
-from zfabric import Client
+from zfabric import Client, Future
 from zfabric.testing.chaos import DOWN, UP, ChaosProxy, stopped
 
 pytestmark = [
@@ -133,16 +133,22 @@ def test_row_4_for_a_minute(slow_fabric: Shaken) -> None:
     a_stopped_broker(slow_fabric, 60.0, False)
 
 
+def one_at_a(fabric: Shaken, client: Client, gate: str) -> Future:
+    """A task that runs at worker "a" until there is a file `gate`; then "b" is there as well."""
+    client.wait_for_workers(1, timeout=PATIENCE_S)
+    task = client.submit(piece, fabric.audit, "task", gate)
+    begun(fabric, "task")
+    fabric.add_worker("b")
+    client.wait_for_workers(2, timeout=PATIENCE_S)
+    return task
+
+
 @pytest.mark.slow
 def test_row_3_a_worker_that_slept_is_replaced_fenced_and_used_again(fabric: Shaken) -> None:
     fabric.add_worker("a")
     gate = str(fabric.directory / "gate")
     with Client(fabric.address) as client:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-        task = client.submit(piece, fabric.audit, "task", gate)
-        begun(fabric, "task")
-        fabric.add_worker("b")
-        client.wait_for_workers(2, timeout=PATIENCE_S)
+        task = one_at_a(fabric, client, gate)
         before = fabric.number(client, "a")
         with stopped(fabric.workers["a"].pid):
             begun(fabric, "task", 2)  # elsewhere
@@ -164,11 +170,7 @@ def test_row_2_a_killed_worker_is_noticed_at_once(fabric: Shaken) -> None:
     process = fabric.add_worker("a")
     gate = str(fabric.directory / "gate")
     with Client(fabric.address) as client:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-        task = client.submit(piece, fabric.audit, "task", gate)
-        begun(fabric, "task")
-        fabric.add_worker("b")
-        client.wait_for_workers(2, timeout=PATIENCE_S)
+        task = one_at_a(fabric, client, gate)
         kill_with_all(process)
         killed = time.monotonic()
         wait_until(lambda: not fabric.number(client, "a"), PATIENCE_S)
@@ -314,11 +316,7 @@ def test_rows_14_and_15_silence_beyond_dead_s_replaces_and_fences(
     fabric.add_worker("a")
     gate = str(fabric.directory / "gate")
     with Client(fabric.address) as client:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-        task = client.submit(piece, fabric.audit, "task", gate)
-        begun(fabric, "task")
-        fabric.add_worker("b")
-        client.wait_for_workers(2, timeout=PATIENCE_S)
+        task = one_at_a(fabric, client, gate)
         fabric.proxies["a"].freeze(way)
         if way != DOWN:
             begun(fabric, "task", 2)
