@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
         print(_errors(rounds))
     print("".join(f"\n{failure}" for failure in failures))
     if options.markdown:
+        print(page.account(rounds, "zfabric"))
+        print()
         print(page.markdown(rounds, systems))
     return 1 if failures or not _is_well(rounds) else 0
 
@@ -142,5 +144,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer, shorter tasks, once")
     parser.add_argument("--errors", action="store_true", help="print the first errors of each")
     parser.add_argument("--json", type=Path, help="write everything here as well")
-    parser.add_argument("--markdown", action="store_true", help="print a table for a page as well")
+    parser.add_argument("--markdown", action="store_true", help="print tables for a page as well")
     return parser

@@ -38,6 +38,22 @@ def markdown(rounds: Rounds, systems: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def account(rounds: Rounds, system: str) -> str:
+    """What became of one system's tasks, in numbers: a line per fault."""
+    lines = [
+        "| fault | injected | tasks | lost | wrong | ran twice | hung | recovery |",
+        "|---|" + "---:|" * 7,
+    ]
+    for case, _, found in _rows(rounds, [system]):
+        counts = " | ".join(str(_sum(found, field)) for field, _ in WORDS)
+        seconds = _recovery(found)
+        lines.append(
+            f"| {CASES[case].title} | {len(found)} | {_sum(found, 'n')} | {counts} |"
+            f" {seconds + ' s' if seconds else '-'} |"
+        )
+    return "\n".join(lines)
+
+
 def goes_on(found: Sequence[dict[str, Any]]) -> bool:
     """Whether new work was done afterwards, wherever it was asked for: not after a hang."""
     return not any(account["goes_on"] is False for account in found)

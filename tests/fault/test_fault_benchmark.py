@@ -76,6 +76,10 @@ def test_the_tables_add_up_rounds() -> None:
         "| process killed that runs a task | 0.6 (max 0.7) s | 2 lost, 1 ran twice of 20 |",
         "| cancel of an endless loop | takes no new work, 0.1 s | no such verb |",
     ]
+    assert page.account(rounds, "parsl").splitlines()[2:] == [
+        "| process killed that runs a task | 2 | 20 | 2 | 0 | 1 | 0 | - |",
+        "| cancel of an endless loop | 1 | 0 | 0 | 0 | 0 | 0 | - |",
+    ]
     text = page.table(rounds, systems).splitlines()
     assert text[1].endswith("0.6 (max 0.7)")
     assert text[3].endswith("takes no new work")
