@@ -16,6 +16,7 @@ import zfabric
 from benchmarks.measure import Results
 from benchmarks.sampler.data import make
 from benchmarks.sampler.network import Namespace
+from zfabric.testing import children
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("auto", "off", "always")
@@ -161,18 +162,7 @@ def start(stack: ExitStack, argv: list[str], environ: dict[str, str]) -> subproc
         stderr=subprocess.DEVNULL,
         text=True,
     )
-
-    def stop() -> None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-    stack.callback(stop)
+    stack.callback(children.end, [process])
     return process
 
 

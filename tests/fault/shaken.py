@@ -6,13 +6,11 @@ Tasks append a line per execution to an audit file, so that a test can count the
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ import psutil
 
 from zfabric import Client
 from zfabric.client.waiting import slot_context
+from zfabric.testing import children
 from zfabric.testing.chaos import ChaosProxy
 
 QUICK = {"ZFABRIC_BEAT_S": "0.2", "ZFABRIC_SUSPECT_S": "0.8", "ZFABRIC_DEAD_S": "2.5"}
@@ -114,18 +113,7 @@ class Shaken:
 
     def close(self) -> None:
         """End everything."""
-        for process in reversed(self._all):
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
-            process.terminate()
-        for process in reversed(self._all):
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        children.end(list(reversed(self._all)), patience_s=5)
         for proxy in (self.front, *self.proxies.values()):
             proxy.close()
 

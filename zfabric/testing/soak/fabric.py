@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from zfabric.testing import children
 from zfabric.testing.chaos import ChaosProxy
 from zfabric.testing.soak.user import PROGRAM
 
@@ -62,7 +62,7 @@ class Fabric:
             probe.bind(("127.0.0.1", 0))
             self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         self.directory = directory
-        self.others: list[subprocess.Popen[str]] = []
+        self._all: list[subprocess.Popen[str]] = []
         self.proxy = ChaosProxy(self.address, seed=seed)
         self.broker = self.start_broker()
         self.workers = [self.start_worker(n) for n in range(3)]
@@ -91,21 +91,8 @@ class Fabric:
         return [pid for pid in pids if _ancestors(pid) & workers]
 
     def close(self) -> None:
-        for user in self.users:
-            if user.process.stdin is not None:
-                user.process.stdin.close()
-        everyone = [*(user.process for user in self.users), *self.workers, self.broker]
-        for process in everyone:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in [*everyone, *self.others]:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+        children.end([user.process for user in self.users])
+        children.end(list(reversed(self._all)))
         self.proxy.close()
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -117,7 +104,7 @@ class Fabric:
                 stderr=log,
                 text=True,
             )
-        self.others.append(process)
+        self._all.append(process)
         return process
 
 
