@@ -104,8 +104,8 @@ def table(samples: list[Sample]) -> str:
         for size in sorted({s["size"] for s in samples if s["busy"] is busy}):
             title = f"{size_text(size)}{', both ends hold the GIL' if busy else ''}"
             lines += [
-                f"{title:<36}{'p50 us':>9}{'p99 us':>9}{'msg/s':>10}{'GB/s':>8}{'CPU s/GB':>10}"
-                f"{'copies to':>11}{'from':>6}"
+                f"{title:<36}{'p50 us':>11}{'p99 us':>11}{'msg/s':>10}{'GB/s':>10}{'CPU s/GB':>10}"
+                f"{'copies to':>11}{'from':>7}"
             ]
             lines += [_line(s) for s in samples if s["size"] == size and s["busy"] is busy]
             lines.append("")
@@ -116,11 +116,14 @@ def _line(sample: Sample) -> str:
     def cell(key: str, factor: float = 1.0) -> str:
         return report.number(sample[key] * factor) if key in sample else "-"
 
+    def copies(key: str) -> str:
+        return f"{sample[key]:.2f}" if key in sample else "-"
+
     fill = ", zeros" if sample["fill"] == "zeros" else ""
     return (
-        f"  {sample['way'] + fill:<34}{cell('p50_s', 1e6):>9}{cell('p99_s', 1e6):>9}"
-        f"{cell('messages_per_s'):>10}{cell('gb_per_s'):>8}{cell('cpu_s_per_gb'):>10}"
-        f"{cell('copies_receiver'):>11}{cell('copies_sender'):>6}"
+        f"  {sample['way'] + fill:<34}{cell('p50_s', 1e6):>11}{cell('p99_s', 1e6):>11}"
+        f"{cell('messages_per_s'):>10}{cell('gb_per_s'):>10}{cell('cpu_s_per_gb'):>10}"
+        f"{copies('copies_receiver'):>11}{copies('copies_sender'):>7}"
     )
 
 
