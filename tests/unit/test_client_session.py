@@ -42,6 +42,27 @@ def test_a_broker_that_forgot_the_client(
         client.submit(add, done)
 
 
+def test_a_hello_that_came_after_the_lease_began_another_session(
+    client: Client, broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    broker.hold = True
+    pending = client.submit(add, 1)
+    client.info()
+    number = client._submitter.number
+
+    def welcome() -> None:
+        for session in broker.sessions.values():
+            session.post(m.Welcome(number, "c", "0", 4096, 1.0, 30.0))  # the Hello was said twice
+            session.post(m.Welcome(number + 1000, "c", "0", 4096, 1.0, 30.0))
+
+    broker.stir(welcome)
+    with pytest.raises(TaskLost, match="took the client for dead"):
+        pending.result(10)
+    broker.hold = False
+    wait_until(lambda: client._submitter.number not in (number, number + 1000))
+    assert client.submit(add, 5).result(10) == 6
+
+
 def test_a_broker_that_says_good_bye(client: Client, broker: FakeBroker) -> None:
     broker.hold = True
     pending = client.submit(add, 1)

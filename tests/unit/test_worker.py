@@ -264,6 +264,21 @@ def test_a_worker_that_is_not_known_any_more_joins_as_a_new_one(broker: Broker, 
     assert loads_inline(new.outcomes()[row][1]) == 3
 
 
+def test_a_worker_whose_old_hello_began_another_session_joins_again(
+    broker: Broker, start: Any
+) -> None:
+    start(broker.address)
+    broker.until(lambda: broker.joined)
+    first = broker.last
+    first.session.post(m.Welcome(first.number, "w", "0", 4096, 1.0, 30.0))  # to a repeated Hello
+    done = broker.run(first, abs, -1)
+    broker.until(lambda: done in first.outcomes())
+    assert broker.last is first
+    first.session.post(m.Welcome(first.number + 100, "w", "0", 4096, 1.0, 30.0))
+    broker.until(lambda: len(broker.joined) == 2)
+    assert broker.last.hello.previous == first.session.token
+
+
 def test_what_a_worker_cannot_read_ends_its_session(broker: Broker, start: Any) -> None:
     """A message that is dropped would be sent again for ever, and the rows behind it with it."""
     start(broker.address)

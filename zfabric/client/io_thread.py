@@ -579,7 +579,12 @@ class IoThread:
 
     def _take_welcome(self, header: wire.Header, message: Welcome) -> None:
         if self._welcomed:
-            return  # the answer to a Hello that we repeated
+            # The answer to a Hello that we repeated. Where that lay about until the lease was
+            # over, the broker began a session without any of our tasks.
+            if self.welcome is not None and message.number != self.welcome.number:
+                text = f"the broker at {self.address} took the client for dead"
+                self._lose_session(text, "it begins anew")
+            return
         self._welcomed = True
         self._session.epoch = header.epoch
         self.welcome = message

@@ -155,6 +155,7 @@ class Worker:
         self._refused = ""
         self._welcomed = False
         self._previous = 0
+        self._number = 0
         """The token of the session that this one goes on from."""
         self._acked = 0
         self._hello_at = now
@@ -448,8 +449,13 @@ class Worker:
 
     def _on_welcome(self, header: wire.Header, message: Any, now: float) -> None:
         if self._welcomed:
-            return  # The answer to a Hello that was said twice.
+            # The answer to a Hello that was said twice. Where that lay about until the broker had
+            # given us up, it began a session of which only our token is right.
+            if message.number != self._number:
+                self._rejoin("the broker had given this worker up", now)
+            return
         self._welcomed = True
+        self._number = message.number
         self._session.epoch = header.epoch
         self._name = message.name
         if address := self._data_address():

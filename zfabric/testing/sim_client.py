@@ -215,7 +215,9 @@ class SimClient(Node):
         elif kind is m.Output:
             self.submitter.wrote(message)
         elif kind is m.Welcome:
-            if not self.welcomed:
+            if self.welcomed and message.number != self.submitter.number:
+                self._lose_session("the broker had given this client up")
+            elif not self.welcomed:
                 self.welcomed = True
                 self.session.epoch = header.epoch
                 if self.resuming:

@@ -169,7 +169,9 @@ class SimWorker(Node):
     def _on_message(self, header: wire.Header, message: Any, now: float) -> None:
         machine, kind = self.machine, type(message)
         if kind is m.Welcome:
-            if not self.welcomed:
+            if self.welcomed and message.number != self.number:
+                self._rejoin(now)
+            elif not self.welcomed:
                 self.welcomed = True
                 self.session.epoch = header.epoch
                 self.number = message.number
