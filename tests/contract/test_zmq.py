@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zmq import AFFINITY, IO_THREADS
 
+from zfabric.config import DEFAULTS
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, FrameTooLarge, InternalError
+from zfabric.runtime.data_address import listen_for_data
+from zfabric.runtime.dialling import dial_data
 from zfabric.testing.contract import Net, TransportMaker
 from zfabric.transport import connect, listen, zmq, zmq_socket
 
@@ -83,6 +87,21 @@ def test_security_sees_each_socket_before_it_is_used() -> None:
 
 
 # --- ipc ---
+
+
+@pytest.mark.parametrize("broker", ["tcp://127.0.0.1:1", "ipc:///{path}/broker"])
+def test_values_have_an_io_thread_of_their_own(broker: str, tmp_path: Path) -> None:
+    listener = listen_for_data(broker.format(path=tmp_path), None, DEFAULTS)
+    assert isinstance(listener, zmq.ZmqListener)
+    channel: Any = dial_data(listener.address, None, DEFAULTS)
+    other: Any = connect("tcp://127.0.0.1:1")
+    try:
+        served_by = [end._socket.get(AFFINITY) for end in (listener, channel, other)]
+        assert served_by == [zmq_socket.BULK, zmq_socket.BULK, zmq_socket.CONTROL]
+        assert zmq_socket.context().get(IO_THREADS) == 2
+    finally:
+        for end in (other, channel, listener):
+            end.close()
 
 
 def test_a_long_path_is_a_clear_error() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any
 
 from zfabric import transport
 from zfabric.config import Settings
 from zfabric.errors import ConfigError, InsecureBind, TransportError
 from zfabric.runtime.binding import check_exposure, is_loopback, split_tcp
 from zfabric.runtime.data_guard import DataGuard
+from zfabric.runtime.dialling import bulk_options
 from zfabric.transport.contract import Listener
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,14 @@ def listen_for_data(
     """
     if wanted == "":
         return None
-    options: dict[str, Any] = {"max_frame": settings.max_frame}
+    address = data_address_for(broker) if wanted is None else wanted
+    options = bulk_options(address, settings)
     if wanted is not None:
         if guard is not None and wanted.startswith("tcp://"):
             options["security"] = guard.security
         else:
             _check_wanted(wanted, insecure)
         return transport.listen(wanted, **options)
-    address = data_address_for(broker)
     if guard is not None:
         options["security"] = guard.security
     try:

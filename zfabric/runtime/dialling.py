@@ -6,6 +6,8 @@ It comes by way of the broker, whose word is authentic, so whoever dials knows w
 
 from __future__ import annotations
 
+from typing import Any
+
 from zfabric import transport
 from zfabric.config import Settings
 from zfabric.errors import ConfigError
@@ -37,13 +39,21 @@ def dial_data(address: str, own: KeyPair | None, settings: Settings) -> Channel:
             raise ConfigError(f"{plain} wants a key, and this end has none")
         if own is not None and "tcp" in plain.partition("://")[0]:
             raise ConfigError(f"{plain} has no key, and this fabric has")
-        return transport.connect(address, max_frame=settings.max_frame)
+        return transport.connect(address, **bulk_options(address, settings))
     if not mark:
         raise ConfigError(f"{plain} has no key, and this fabric has")
     security = client_keys(key_bytes(text), own)
-    channel = transport.connect(plain, max_frame=settings.max_frame, security=security)
+    channel = transport.connect(plain, **bulk_options(plain, settings), security=security)
     channel.address = address
     return channel
+
+
+def bulk_options(address: str, settings: Settings) -> dict[str, Any]:
+    """What an endpoint for values is made with, at either end."""
+    options: dict[str, Any] = {"max_frame": settings.max_frame}
+    if address.partition("://")[0] in ("tcp", "ipc"):
+        options["bulk"] = True
+    return options
 
 
 def with_key(address: str, public: bytes) -> str:
