@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import threading
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -21,10 +23,12 @@ class Sizes(NamedTuple):
     shuffle: int = 512 * 2**20
     parts: int = 64
     calls: int = 300
+    moves: int = 2
+    """Times that the array goes there and back, at least, while lone calls are timed beside it."""
     repeats: int = 3
 
 
-QUICK = Sizes(array=16 * 2**20, shuffle=16 * 2**20, parts=8, calls=30, repeats=1)
+QUICK = Sizes(array=16 * 2**20, shuffle=16 * 2**20, parts=8, calls=30, moves=1, repeats=1)
 
 
 def run(peer: DataPeer, results: Results, sizes: Sizes) -> None:
@@ -88,29 +92,71 @@ def peak(since_now: bool = False) -> int:
 
 
 def _latency(peer: DataPeer, results: Results, sizes: Sizes) -> None:
-    """A lone call's round trip, while nothing and while large values move."""
-    for state in ("idle", "while values move"):
-        stop = threading.Event()
-        mover = threading.Thread(target=_move, args=(peer, sizes.array, stop))
-        if state != "idle":
+    """A lone call's round trip: by itself, beside a process that wants what others leave of one
+    core and no more, and while large values move.
+
+    The second is what the machine makes of any company: each wake-up of the call meets a core
+    that has something to do.
+    """
+    for state in ("idle", "busy core", "while values move"):
+        if state == "idle":
+            times = _calls(peer, sizes.calls, lambda: False)
+        elif state == "while values move":
+            mover = _Mover(peer, sizes)
             mover.start()
-        times = []
-        for _ in range(sizes.calls):
-            began = perf_counter()
-            peer.gather(peer.submit(abs, -1))
-            times.append(perf_counter() - began)
-        stop.set()
-        if state != "idle":
-            mover.join()
-        times.sort()
+            times = _calls(peer, sizes.calls, mover.has_to_go_on)
+            mover.stop()
+        else:
+            busy = get_context("spawn").Process(target=_be_busy, daemon=True)
+            busy.start()
+            times = _calls(peer, sizes.calls, lambda: False)
+            busy.kill()
+            busy.join()
         for metric, value in (("p50", statistics.median(times)), ("p99", quantile(times, 0.99))):
             results.add(peer.name, f"call, {state}", metric, value * 1e3, "ms", sizes.calls)
 
 
-def _move(peer: DataPeer, nbytes: int, stop: threading.Event) -> None:
-    data = np.ones(nbytes, "u1")
-    while not stop.is_set():
-        peer.gather(peer.scatter(data))
+def _calls(peer: DataPeer, n: int, has_to_go_on: Callable[[], bool]) -> list[float]:
+    """Seconds of n calls or more, ascending."""
+    times: list[float] = []
+    while len(times) < n or has_to_go_on():
+        began = perf_counter()
+        peer.gather(peer.submit(abs, -1))
+        times.append(perf_counter() - began)
+    return sorted(times)
+
+
+def _be_busy() -> None:
+    """As little as a process can want of a core, all the time."""
+    os.nice(19)
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    while True:
+        pass
+
+
+class _Mover(threading.Thread):
+    """An array that goes there and back, again and again."""
+
+    def __init__(self, peer: DataPeer, sizes: Sizes) -> None:
+        super().__init__()
+        self._peer = peer
+        self._data = np.ones(sizes.array, "u1")
+        self._left = sizes.moves
+        self._may_end = threading.Event()
+
+    def run(self) -> None:
+        while not self._may_end.is_set():
+            self._peer.gather(self._peer.scatter(self._data))
+            self._left -= 1
+
+    def has_to_go_on(self) -> bool:
+        """Whether it has not been there and back often enough."""
+        return self._left > 0 and self.is_alive()
+
+    def stop(self) -> None:
+        self._may_end.set()
+        self.join()
 
 
 def _shuffle(peer: DataPeer, results: Results, sizes: Sizes) -> None:
