@@ -225,6 +225,51 @@ def test_a_lost_peer_is_heard_of_without_a_poller_too(net: Net) -> None:
     assert message == (peer, [])
 
 
+# --- descriptors ---
+
+
+def test_strangers_leave_some_descriptors_to_others() -> None:
+    """Most of them are shut, the oldest first, and a peer that comes then finds room."""
+    code = """
+import os, resource, socket
+from zfabric.transport import Poller, connect, listen
+listener = listen("tcp://127.0.0.1:0")
+place = ("127.0.0.1", int(listener.address.rpartition(":")[2]))
+poller = Poller(); poller.add(listener)
+here = connect(listener.address); poller.add(here)
+while not here.send([b"hello"]):
+    poller.wait(1.0); listener.recv(); here.recv()
+strangers = [socket.socket() for _ in range(60)]
+most = strangers[-1].fileno() + 40
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+for stranger in strangers:
+    stranger.setblocking(False)
+    stranger.connect_ex(place)
+heard = []
+def serve():
+    poller.wait(1.0)
+    while (message := listener.recv()) is not None:
+        heard.append(message[1])
+def has_room():
+    try:
+        return most - len(os.listdir("/proc/self/fd")) > 12
+    except OSError:
+        return False
+while listener.refused < 20 or not has_room():
+    serve()
+late = connect(listener.address); poller.add(late)
+while not late.send([b"late"]):
+    serve(); late.recv()
+while not here.send([b"here"]):
+    serve(); here.recv()
+while not {b"late", b"here"} <= {frame for frames in heard for frame in frames}:
+    serve()
+os._exit([] in heard)
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
 # --- threads, forks, exit ---
 
 

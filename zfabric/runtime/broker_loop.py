@@ -49,6 +49,9 @@ more of it."""
 GROUP = range(8, 512)
 """Ends and entries of a turn for which that is done. Below nobody but a lone caller may wait."""
 
+WARN_S = 5.0
+"""Between two warnings of the same trouble."""
+
 RETRY_FULL_S = 0.005
 """When to try a peer again whose link was full."""
 
@@ -73,6 +76,7 @@ class BrokerLoop:
         self._tick_at = 0.0
         self._full = False
         self._memory = resident("self")
+        self._warn_at = 0.0
         self._looks = 0
         """How often to look for endless messages before it is taken for something else."""
         self._poller = poller
@@ -128,6 +132,7 @@ class BrokerLoop:
             if self._guard is not None:
                 self._tick_at = min(self._tick_at, self._guard.look(now))
             self._look_for_endless(now)
+            self._look_for_strangers(now)
 
     def _look_for_endless(self, now: float) -> None:
         """What grows may be a message that somebody never ends: see transport.endless."""
@@ -141,6 +146,18 @@ class BrokerLoop:
         if n_shut:
             self.machine.counts["bad:endless"] += n_shut
             log.warning("%d connections were shut: much came over them, but no message", n_shut)
+
+    def _look_for_strangers(self, now: float) -> None:
+        """Say so, not too often, when descriptors run out."""
+        n_new = self.listener.refused - self.machine.counts["bad:descriptors"]
+        if n_new and now >= self._warn_at:
+            self._warn_at = now + WARN_S
+            self.machine.counts["bad:descriptors"] += n_new
+            log.warning(
+                "descriptors run out: %d connections were shut before they said who they are;"
+                " peers that are connected are served. Raise the hard limit (ulimit -Hn)",
+                n_new,
+            )
 
     def close(self) -> None:
         """Tell everybody."""

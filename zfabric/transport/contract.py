@@ -96,6 +96,10 @@ class Endpoint(ABC):
 class Listener(Endpoint):
     """The side that has an address. Its peers are known once they are connected."""
 
+    refused: int = 0
+    """Connections that were turned away, or shut before they said who they are, for want of
+    descriptors."""
+
     @abstractmethod
     def send(self, peer: PeerId, frames: Sequence[Buffer]) -> bool:
         """Hand one message over for a peer; never blocks.

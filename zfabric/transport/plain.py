@@ -67,7 +67,6 @@ class PlainListener(Listener):
     def __init__(self, address: str, options: Options) -> None:
         self.capabilities = options.capabilities(SCHEME)
         self.garbage = 0
-        self.refused = 0
         self._options = options
         self._closed = False
         self._next_peer = 0

@@ -49,6 +49,7 @@ from zfabric.transport.contract import (
     PeerId,
 )
 from zfabric.transport.curve import user_of
+from zfabric.transport.descriptors import Strangers
 from zfabric.transport.endless import EndlessMessages
 from zfabric.transport.ipc_path import PathLock, check_path
 from zfabric.transport.zmq_socket import (
@@ -233,6 +234,7 @@ class ZmqListener(_Base, Listener):
         self._users: dict[PeerId, str] = {}  # those that came in with a key
         self._admits: Callable[[str], bool] | None = getattr(options.security, "admits", None)
         self._endless = EndlessMessages()
+        self._strangers = Strangers()
         self._lock: PathLock | None = None
         try:
             if address.startswith("ipc://"):
@@ -401,6 +403,7 @@ class ZmqListener(_Base, Listener):
             self._leaving.append(former)
         if descriptor in self._open:
             self._by_descriptor[descriptor] = peer
+            self._strangers.known(descriptor)
         else:
             self._leaving.append(peer)
 
@@ -411,11 +414,14 @@ class ZmqListener(_Base, Listener):
         for event, descriptor in self._monitor.read():
             if event == ACCEPTED:
                 self._open.add(descriptor)
+                self._strangers.came(descriptor)
             elif event == DOWN:
                 self._open.discard(descriptor)
+                self._strangers.left(descriptor)
                 peer = self._by_descriptor.pop(descriptor, None)
                 if peer is not None:
                     self._leaving.append(peer)
+        self.refused += self._strangers.thin_out()
 
     def idle_s(self) -> float | None:
         return 0.0 if self._leaving else None
