@@ -18,6 +18,7 @@ from zfabric.config import DEFAULTS
 from zfabric.errors import AddressInUse, ChannelClosed, ConfigError, FrameTooLarge, InternalError
 from zfabric.runtime.data_address import listen_for_data
 from zfabric.runtime.dialling import dial_data
+from zfabric.testing.chaos import ChaosProxy
 from zfabric.testing.contract import Net, TransportMaker
 from zfabric.transport import connect, listen, zmq, zmq_socket
 
@@ -223,6 +224,32 @@ def test_a_lost_peer_is_heard_of_without_a_poller_too(net: Net) -> None:
         if message is not None:
             break
     assert message == (peer, [])
+
+
+# --- half-open connections ---
+
+
+@pytest.mark.parametrize("dead_s", [0.6, 30.0, 60.0, 3600.0])
+def test_heartbeats_find_a_dead_link_in_the_time_that_is_asked_for(dead_s: float) -> None:
+    options = zmq_socket.heartbeats(dead_s)
+    every, timeout, ttl = (
+        options[getattr(zmq_socket.zmq, f"HEARTBEAT_{name}")] for name in ("IVL", "TIMEOUT", "TTL")
+    )
+    assert every + timeout == pytest.approx(dead_s * 1000)
+    assert every <= 20_000
+    assert ttl == 0 or dead_s * 1000 < ttl <= 65_535
+
+
+def test_both_ends_of_a_half_open_connection_notice(net: Net) -> None:
+    """Sooner than by default, as they were asked to: this would fail with that."""
+    listener = net.listen(dead_s=0.6)
+    with ChaosProxy(listener.address) as proxy:
+        channel = net.connect(proxy.address, dead_s=0.6)
+        peer = net.introduce(channel, listener)
+        proxy.abandon()
+        net.pump(
+            lambda: (peer, []) in net.inbox(listener) and [] in net.inbox(channel), timeout_s=25.0
+        )
 
 
 # --- descriptors ---

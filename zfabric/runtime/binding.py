@@ -8,12 +8,24 @@ import socket
 from typing import Any
 
 from zfabric import transport
+from zfabric.config import Settings
 from zfabric.errors import AddressInUse, ConfigError, InsecureBind
 from zfabric.transport import Listener
 
 log = logging.getLogger(__name__)
 
 PORTS_TRIED = 100
+
+_BEATING = frozenset(("tcp", "ipc"))
+"""Schemes whose connections have a heartbeat of their own."""
+
+
+def link_options(address: str, settings: Settings) -> dict[str, Any]:
+    """What settings say of an endpoint at this address."""
+    options: dict[str, Any] = {"max_frame": settings.max_frame}
+    if address.partition("://")[0] in _BEATING:
+        options["dead_s"] = settings.dead_s
+    return options
 
 
 def split_tcp(address: str) -> tuple[str, str, int] | None:

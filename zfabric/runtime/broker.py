@@ -20,7 +20,7 @@ from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import JournalDamaged
 from zfabric.errors import AddressInUse, ConfigError
 from zfabric.messages import WORKER
-from zfabric.runtime.binding import check_exposure, listen_near, reachable
+from zfabric.runtime.binding import check_exposure, link_options, listen_near, reachable
 from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
 from zfabric.runtime.guard import BrokerGuard, ring_for
 from zfabric.runtime.journal import Journal, JournalKeeper
@@ -76,7 +76,7 @@ def serve(
             listener = listen_near(
                 address,
                 strict=strict,
-                max_frame=settings.max_frame,
+                **link_options(address, settings),
                 **({} if guard is None else {"security": guard.security}),
             )
         except (ConfigError, AddressInUse) as exc:

@@ -13,6 +13,7 @@ from zfabric.config import Settings
 from zfabric.errors import ConfigError
 from zfabric.keys import Join, KeyPair
 from zfabric.keys.pair import key_bytes
+from zfabric.runtime.binding import link_options
 from zfabric.runtime.data_guard import client_keys
 from zfabric.transport import Channel
 
@@ -22,9 +23,9 @@ _MARK = "?key="
 def dial_broker(address: str, join: Join | None, settings: Settings) -> Channel:
     """A channel to a broker.  join: keys for it, None where it has none."""
     if join is None:
-        return transport.connect(address, max_frame=settings.max_frame)
+        return transport.connect(address, **link_options(address, settings))
     security = client_keys(join.broker, join.own)
-    return transport.connect(address, max_frame=settings.max_frame, security=security)
+    return transport.connect(address, **link_options(address, settings), security=security)
 
 
 def dial_data(address: str, own: KeyPair | None, settings: Settings) -> Channel:
@@ -50,7 +51,7 @@ def dial_data(address: str, own: KeyPair | None, settings: Settings) -> Channel:
 
 def bulk_options(address: str, settings: Settings) -> dict[str, Any]:
     """What an endpoint for values is made with, at either end."""
-    options: dict[str, Any] = {"max_frame": settings.max_frame}
+    options = link_options(address, settings)
     if address.partition("://")[0] in ("tcp", "ipc"):
         options["bulk"] = True
     return options

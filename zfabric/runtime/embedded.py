@@ -21,6 +21,7 @@ from zfabric.core.broker import BrokerMachine
 from zfabric.core.direct import DirectSession
 from zfabric.errors import AddressInUse, ConfigError
 from zfabric.ids import new_token
+from zfabric.runtime.binding import link_options
 from zfabric.runtime.broker_loop import BrokerLoop, machine_arguments
 from zfabric.runtime.lifecycle import (
     StopRequest,
@@ -122,7 +123,7 @@ def serve(
     with StopRequest(lifeline_fd) as stop:
         settings = Settings.load()
         try:
-            listener = listen(address, max_frame=settings.max_frame)
+            listener = listen(address, **link_options(address, settings))
         except (ConfigError, AddressInUse) as exc:
             log.error("%s", exc)
             return 2

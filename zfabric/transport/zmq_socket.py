@@ -180,13 +180,6 @@ _COMMON: dict[int, int] = {
     zmq.RCVHWM: 1000,
     # A peer that goes silent in the handshake holds a descriptor for 10 s, no longer.
     zmq.HANDSHAKE_IVL: 10_000,
-    # Dead links are found in 30 s although TCP would take 15 minutes. The timeout is long because
-    # the timer only stops for whole frames (4 MiB over 1 Mbit/s take 33 s: bulk uses smaller
-    # chunks there) and because a peer that does not read for a while is not dead.
-    zmq.HEARTBEAT_IVL: 5_000,
-    zmq.HEARTBEAT_TIMEOUT: 30_000,
-    # Above 65 535 ms libzmq overflows the field and each PING breaks the connection.
-    zmq.HEARTBEAT_TTL: 60_000,
     # For half-open connections where the other end's ZMTP is stuck: the kernel's own probes.
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 30,
@@ -239,16 +232,36 @@ class Options(NamedTuple):
     security: Security | None = None
     bulk: bool = False
     """Whether it carries large values: an I/O thread that others need not wait for serves it."""
+    dead_s: float = DEFAULTS.dead_s
+    """Seconds without a sign of life after which a connection is broken, at both ends."""
+
+
+def heartbeats(dead_s: float) -> dict[int, int]:
+    """Options with which dead links are found in that many seconds; TCP would take 15 minutes.
+
+    Most of the time is the timeout's, as the timer only stops for whole frames (2 MiB over
+    1 Mbit/s take 17 s) and a peer that does not read for a while is not dead.
+    """
+    every_s = min(dead_s / 6.0, 20.0)
+    return {
+        zmq.HEARTBEAT_IVL: max(1, round(every_s * 1000)),
+        zmq.HEARTBEAT_TIMEOUT: max(1, round((dead_s - every_s) * 1000)),
+        # Tells the other end when to give us up, in steps of 0.1 s. Above 65 535 ms libzmq
+        # overflows the field and each PING breaks the connection; 0: its own timeout decides.
+        zmq.HEARTBEAT_TTL: max(100, round(dead_s * 2000)) if dead_s <= 30.0 else 0,
+    }
 
 
 def make_socket(profile: Profile, options: Options, address: str) -> zmq.Socket[bytes]:
     """A fresh socket of this profile, neither bound nor connected. Raises ConfigError."""
     if not 0 < options.hwm < 1 << 20 or not 0 < options.max_frame < 1 << 40:
         raise ConfigError("hwm must be 1 to a million messages, max_frame above 0 bytes")
+    if not 0.0 < options.dead_s < 1e6:
+        raise ConfigError("dead_s must be above 0 seconds, and less than a million")
     socket: zmq.Socket[bytes] = context().socket(profile.kind)
     try:
         socket.set(zmq.AFFINITY, BULK if options.bulk else CONTROL)
-        for option, value in profile.options.items():
+        for option, value in (profile.options | heartbeats(options.dead_s)).items():
             socket.set(option, value)
         socket.set(zmq.SNDHWM, options.hwm)
         socket.set(zmq.RCVHWM, options.hwm)
