@@ -266,6 +266,8 @@ poller = Poller(); poller.add(listener)
 here = connect(listener.address); poller.add(here)
 while not here.send([b"hello"]):
     poller.wait(1.0); listener.recv(); here.recv()
+while not (message := listener.recv()) or message[1] != [b"hello"]:
+    poller.wait(1.0)  # until it is known it counts as a stranger itself
 strangers = [socket.socket() for _ in range(60)]
 most = strangers[-1].fileno() + 40
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
