@@ -108,6 +108,13 @@ class Download:
         return self._total >= 0 and self._next >= self._total and not self._expected
 
     @property
+    def n_here(self) -> int:
+        """Bytes of the area, from its beginning, that have come from the current source."""
+        if self.area is None:
+            return 0
+        return min(self._expected, default=self._next)
+
+    @property
     def wake_at(self) -> float:
         """When to call tick()."""
         return self._due

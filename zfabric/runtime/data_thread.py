@@ -90,8 +90,8 @@ class DataThread:
     def fetch(
         self, id_: int, nbytes: int, sources: Sequence[Way], on_end: Callable[[Value | None], None]
     ) -> None:
-        """See Fetcher.fetch. Where there is a store, others who ask for the value meanwhile wait
-        until `on_end` has been called."""
+        """See Fetcher.fetch. Where there is a store, others who ask for the value meanwhile get
+        the parts that are here, and wait for the rest."""
 
         def end(value: Value | None) -> None:
             on_end(value)
@@ -192,6 +192,7 @@ class DataThread:
                 self._put_came,
                 settings=self._settings,
                 links=self._links,
+                coming=self._fetcher.coming,
             )
         self._segments = [self._fetcher.segments]
         if self._store is not None:
@@ -260,6 +261,8 @@ class DataThread:
                 self._door.on_ready(thing)
             elif fetcher.owns(thing):
                 fetcher.on_ready(thing, monotonic())
+                if server is not None and server.is_holding:
+                    server.look(monotonic())
         while self._calls:
             self._calls.popleft()()
 

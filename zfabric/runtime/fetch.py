@@ -146,6 +146,15 @@ class Fetcher:
 
         self._enqueue(move, begin, now)
 
+    def coming(self, id_: int) -> tuple[Value, int] | None:
+        """A value on its way here, and how many bytes from its beginning have come. It is another
+        object when the transfer has begun anew; None while nothing of it is here."""
+        move = self._moves.get(("down", id_, 0))
+        if move is None or move.value is None or not isinstance(move.machine, Download):
+            return None
+        here = move.machine.n_here
+        return (move.value, here) if here else None
+
     def put(
         self,
         id_: int,

@@ -224,6 +224,15 @@ class Value:
             self._area = memoryview(area)
         return self._area
 
+    def chunk(self, offset: int, length: int) -> memoryview | None:
+        """Bytes [offset, offset + length) of the area, fewer at its end; no copy.
+
+        None: the range makes no sense. Raises OSError when it cannot be mapped.
+        """
+        if not 0 <= offset <= self.nbytes or length < 0:
+            return None
+        return self.area[offset : offset + length].toreadonly()
+
     def unshared(self) -> Value:
         """The same bytes as memory that may be written to: what is written stays in this process,
         and costs a page each. This value gives its descriptor away for that."""
@@ -350,6 +359,10 @@ class Store:
         with self.holding(id_) as value:
             return value
 
+    def peek(self, id_: int) -> Value | None:
+        """The value, wherever it is; None if it is not here."""
+        return self._values.get(id_)
+
     @contextlib.contextmanager
     def holding(self, id_: int) -> Iterator[Value | None]:
         """The value, which stays in memory meanwhile; None if it is not here."""
@@ -371,9 +384,7 @@ class Store:
         None: it is not here, or the range makes no sense.
         """
         with self.holding(id_) as value:
-            if value is None or not 0 <= offset <= value.nbytes or length < 0:
-                return None
-            return value.area[offset : offset + length].toreadonly()
+            return None if value is None else value.chunk(offset, length)
 
     def free(self, ids: Iterable[int]) -> None:
         """Forget values; those that are not here do not matter."""

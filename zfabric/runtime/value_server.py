@@ -15,7 +15,7 @@ from zfabric import wire
 from zfabric.clock import now_s
 from zfabric.codec import layout
 from zfabric.config import DEFAULTS, Settings
-from zfabric.core.spreading import SPREAD_NBYTES, Readers
+from zfabric.core.spreading import SPREAD_NBYTES, Attempts, Readers
 from zfabric.core.transfer import RELAY_PART, RELAY_PARTS, Destination, Download
 from zfabric.errors import RemoteProtocolError, TransportError
 from zfabric.messages import (
@@ -64,6 +64,7 @@ class ValueServer:
 
     listener: where others dial in; None when nobody can.
     on_put: called with (id, nbytes) when somebody has put a value into the store.
+    coming: see Fetcher.coming, which brings values into the store.
     """
 
     def __init__(
@@ -74,14 +75,17 @@ class ValueServer:
         *,
         settings: Settings = DEFAULTS,
         links: LinkBook | None = None,
+        coming: Callable[[int], tuple[Value, int] | None] = lambda id_: None,
     ) -> None:
         self._store = store
+        self._find_coming = coming
         self._listener = listener
         self._on_put = on_put
         self._settings = settings
         self._links = links or LinkBook(settings)
         self._uploads: dict[int, _Upload] = {}
         self._readers = Readers()
+        self._attempts = Attempts()
         self._held: deque[tuple[Fetch, Reply, str]] = deque()
         self._look_at = inf
         self._coming: set[int] = set()
@@ -131,11 +135,19 @@ class ValueServer:
     def arrived(self, id_: int, now: float) -> None:
         """It is there, or will not come."""
         self._coming.discard(id_)
+        value = self._store.peek(id_)
+        if value is not None:
+            self._attempts.settled(id_, value.serial)
         self.look(now)
 
     def forget(self) -> None:
         """Nothing is being fetched any more."""
         self._coming.clear()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether requests wait."""
+        return bool(self._held)
 
     @property
     def look_at(self) -> float:
@@ -170,29 +182,38 @@ class ValueServer:
         if others:
             reply(NotHere(message.id, others))
             return True
-        if is_last:
+        if is_last or self._readers.has_new:
             self._look_at = now
         return False
 
     def _on_fetch(self, message: Fetch, reply: Reply, peer: str, now: float) -> None:
+        id_, offset = message.id, message.offset
         length = min(message.length, self._settings.chunk)
-        if message.id in self._coming and message.id not in self._store:
-            self._hold(message, reply, peer, now)
-            return
         try:
-            data = self._store.chunk(message.id, message.offset, length)
-            value = self._store.get(message.id)
+            if id_ in self._coming and id_ not in self._store:
+                found = self._find_coming(id_)
+                if found is None or min(offset + length, found[0].nbytes) > found[1]:
+                    self._hold(message, reply, peer, now)
+                    return
+                value: Value | None = found[0]
+                data = found[0].chunk(offset, length)
+                is_void = not self._attempts.may_read(id_, peer, found[0].serial, not offset)
+            else:
+                data = self._store.chunk(id_, offset, length)
+                value = self._store.get(id_)
+                is_void = value is not None and self._attempts.is_void(
+                    id_, peer, value.serial, not offset
+                )
         except OSError:  # no descriptor or memory to map it with: another holder may have both
             data = value = None
-        if data is None or value is None:
-            reply(NotHere(message.id))
+        if data is None or value is None or is_void:
+            reply(NotHere(id_))
         elif (
             not message.number
             or value.nbytes < SPREAD_NBYTES
             or not self._waits_or_leaves(message, value.nbytes, reply, peer, now)
         ):
-            chunk = Chunk(message.id, message.offset, value.sizes, data)
-            reply(self._links.packed(peer, message, chunk))
+            reply(self._links.packed(peer, message, Chunk(id_, offset, value.sizes, data)))
 
     def _on_put_part(
         self, message: Put, reply: Reply, peer: str, now: float, is_relayed: bool
