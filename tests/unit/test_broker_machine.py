@@ -56,6 +56,27 @@ def test_a_repeated_hello_is_the_same_session(house: House) -> None:
     assert [type(message) for message in client.heard] == [m.Welcome, m.Welcome]
 
 
+@pytest.mark.parametrize("role", [m.CLIENT, m.WORKER])
+def test_a_hello_that_comes_after_the_end_of_its_session(house: House, role: str) -> None:
+    """It was said twice. A second session would go by the number of the first at its peer."""
+    peer = house.peer(1, role).greet()
+    house.machine.gone(peer.link, house.now)
+    house.pass_time(SETTINGS.lease_s + 1)
+    peer.redial()
+    (refusal,) = peer.say(peer.hello)
+    assert isinstance(refusal, m.Refuse) and refusal.code == "unknown"
+    assert not house.machine.sessions
+    assert house.peer(2, role).greet().number == 2
+
+
+def test_so_many_tokens_are_remembered(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switchboard, "TOKENS_KEPT", 2)
+    for token in (1, 2, 3):
+        house.peer(token).greet().say(m.Bye(""))
+    board = house.machine.board
+    assert [board.is_over(token) for token in (1, 2, 3)] == [False, True, True]
+
+
 def test_names_are_made_unique_and_come_free_again(house: House) -> None:
     peers = [house.peer(n, m.WORKER, name="w").greet() for n in (1, 2, 3)]
     assert [peer.welcome.name for peer in peers if peer.welcome] == ["w", "w-2", "w-3"]

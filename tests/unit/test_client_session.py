@@ -63,6 +63,21 @@ def test_a_hello_that_came_after_the_lease_began_another_session(
     assert client.submit(add, 5).result(10) == 6
 
 
+def test_a_broker_that_gave_the_client_up_before_it_was_welcomed(
+    broker: FakeBroker, wait_until: Callable[..., Any]
+) -> None:
+    """Its Hello had come, the Welcome was lost, and its token begins no session any more."""
+    broker.refuse = ("unknown", "it was given up")
+    opened: list[Client] = []
+    opener = threading.Thread(target=lambda: opened.append(Client(broker.address)))
+    opener.start()
+    wait_until(lambda: len(broker._peers) > 1)
+    broker.refuse = None
+    opener.join(30)
+    with opened[0] as client:
+        assert client.submit(add, 1).result(10) == 2
+
+
 def test_a_broker_that_says_good_bye(client: Client, broker: FakeBroker) -> None:
     broker.hold = True
     pending = client.submit(add, 1)

@@ -63,6 +63,7 @@ class Broker:
         self.poller.add(self.listener)
         self.joined: dict[int, Joined] = {}
         self.refuse: tuple[str, str] | None = None
+        self.refused: set[int] = set()
         self.gone: set[bytes] = set()
         self.ids = 0
 
@@ -109,6 +110,7 @@ class Broker:
 
     def take(self, peer: bytes, header: Any, message: Any) -> None:
         if self.refuse and isinstance(message, m.Hello):
+            self.refused.add(header.token)
             self.listener.send(peer, wire.encode(m.Refuse(*self.refuse), header.token, EPOCH))
             return
         worker = self.joined.get(header.token)
@@ -247,6 +249,14 @@ def test_a_worker_that_is_refused_says_why(broker: Broker, start: Any) -> None:
     broker.until(lambda: process.poll() is not None)
     assert process.returncode == 1
     assert "install the same zfabric on both sides" in process.stderr.read()
+
+
+def test_a_worker_that_was_given_up_before_it_was_welcomed(broker: Broker, start: Any) -> None:
+    broker.refuse = ("unknown", "it was given up")
+    start(broker.address)
+    broker.until(lambda: len(broker.refused) > 1)
+    broker.refuse = None
+    broker.until(lambda: broker.joined)
 
 
 def test_a_worker_that_is_not_known_any_more_joins_as_a_new_one(broker: Broker, start: Any) -> None:

@@ -621,8 +621,12 @@ class IoThread:
             self.run = ""
             self._begin_session()
             return
-        if message.code != "unknown" or not (self._welcomed or self._resuming):
+        if message.code != "unknown":
             raise Refused(message.code, message.text)
+        if not (self._welcomed or self._resuming):
+            # The broker took us in, and gave us up before we heard of it.
+            self._begin_session()
+            return
         self._lose_session(
             f"the broker at {self.address} no longer knows this client: it was restarted, or it "
             f"took the client for dead ({message.text})"

@@ -90,7 +90,8 @@ class Reception:
         if record is not None:  # our Welcome was lost, or is on its way
             self._hello_again(record, peer, hello, now)
             return
-        if hello.role == m.CLIENT and hello.previous:
+        is_over = board.is_over(header.token)
+        if is_over or (hello.role == m.CLIENT and hello.previous):
             board.refuse_unknown(peer, header.token, False, now)
             return
         admission = self._admission
@@ -228,7 +229,7 @@ class Reception:
         That of a run is parked, but for good.  may_return: see Scheduler.worker_left.
         """
         board = self._board
-        if board.sessions.pop(record.session.token, None) is None:
+        if not board.take_token(record.session.token):
             return
         if record.hello.run and not for_good:
             board.log.append((logging.INFO, f"nobody holds run {record.hello.run}: {why}"))

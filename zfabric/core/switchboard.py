@@ -28,6 +28,9 @@ REFUSALS_KEPT = 4096
 """Unknown peers whose last refusal is remembered, so that none is answered more than once per
 beat."""
 
+TOKENS_KEPT = 4096
+"""Ended sessions whose tokens are remembered."""
+
 
 class Switchboard:
     """Who is here, and by which connection."""
@@ -55,6 +58,8 @@ class Switchboard:
         self._admission = admission
         self._names: set[str] = set()
         self._refused: OrderedDict[Peer, float] = OrderedDict()
+        self._ended: dict[int, None] = {}
+        """Tokens of sessions that are over, oldest first."""
 
     # --- who is here --------------------------------------------------------------------------
 
@@ -63,6 +68,23 @@ class Switchboard:
         self.sessions[record.session.token] = record
         self.by_number[record.number] = record
         self._names.add(record.name)
+
+    def take_token(self, token: int) -> bool:
+        """That session is over, or nobody holds it; whether it was here.
+
+        Its token begins no other one: a Hello that was said twice may come after the end, and its
+        peer would take the first Welcome for that of the second session.
+        """
+        if self.sessions.pop(token, None) is None:
+            return False
+        self._ended[token] = None
+        if len(self._ended) > TOKENS_KEPT:
+            del self._ended[next(iter(self._ended))]
+        return True
+
+    def is_over(self, token: int) -> bool:
+        """Whether a session had that token, not long ago."""
+        return token in self._ended
 
     def forget(self, record: SessionRecord) -> None:
         """It is over: its number and its name stand for nobody. Its token was taken before."""

@@ -155,8 +155,8 @@ class Worker:
         self._refused = ""
         self._welcomed = False
         self._previous = 0
-        self._number = 0
         """The token of the session that this one goes on from."""
+        self._number = 0
         self._acked = 0
         self._hello_at = now
         self._load_at = now
@@ -470,11 +470,14 @@ class Worker:
         self._ready_fd = None
 
     def _on_refuse(self, message: Any, now: float) -> None:
-        if message.code in ("unknown", "closing", "protocol"):
+        if message.code in ("unknown", "epoch", "closing", "protocol"):
             if self._welcomed and message.code == "protocol":
                 self._start_over(message.text, now)
             elif self._welcomed:
                 self._rejoin(message.text, now)
+            elif message.code == "unknown":
+                # The broker took us in, and gave us up before we heard of it.
+                self._new_session(now)
         else:
             self._refused = f"the broker at {self._address} refused this worker: {message.text}"
 

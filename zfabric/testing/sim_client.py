@@ -243,7 +243,9 @@ class SimClient(Node):
             elif message.code == "run" and not self.welcomed:
                 self._begin(self.agenda.now)
                 self._hello_at = self.agenda.now + HELLO_S
-            elif message.code != "unknown":
+            elif message.code == "unknown":
+                self._begin(self.agenda.now)
+            else:
                 raise InternalError(f"the broker refused client {self.name}: {message}")
         elif kind is m.Answer:
             self._take_answer(message)

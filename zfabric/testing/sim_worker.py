@@ -181,11 +181,13 @@ class SimWorker(Node):
                     for part in self.machine.rejoin(now):
                         self.session.post(part)
         elif kind is m.Refuse:
-            if self.welcomed and message.code in ("unknown", "closing", "protocol"):
+            if self.welcomed and message.code in ("unknown", "epoch", "closing", "protocol"):
                 if message.code == "protocol":
                     raise InternalError(f"the broker says that we broke the protocol: {message}")
                 self._rejoin(now)
-            elif not self.welcomed and message.code != "unknown":
+            elif not self.welcomed and message.code == "unknown":
+                self._new_session(now)
+            elif not self.welcomed:
                 raise InternalError(f"refused: {message}")
         elif not self.welcomed:
             pass
