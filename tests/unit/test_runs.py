@@ -55,6 +55,17 @@ def test_a_run_goes_from_hand_to_hand(house: House) -> None:
     assert third.welcome is not None and third.welcome.counter > second.welcome.counter
 
 
+def test_a_run_is_not_taken_while_its_holder_may_come_back(house: House) -> None:
+    first = house.peer(1, run="night", name="one").greet()
+    submit(first, 0, "a")
+    house.machine.gone(first.link, house.now)
+    late = house.peer(2, run="night", name="two")
+    assert late.say(late.hello) == [], "neither yes nor no: it says Hello again"
+    house.pass_time(SETTINGS.grace_s + 0.1)
+    late.greet()
+    assert late.welcome is not None and late.number == first.number
+
+
 def test_a_held_run_is_refused_and_a_silent_holder_taken_over(house: House) -> None:
     first = house.peer(1, run="night", name="one").greet()
     named = submit(first, 0, "a")

@@ -97,6 +97,8 @@ class Reception:
         admission = self._admission
         user = "" if admission is None else admission.identify(peer)
         refusal = self._why_not(peer, header, hello, user, now)
+        if refusal is None and hello.run and self._runs.may_come_back(hello, user, now):
+            return
         if refusal is not None:
             board.counts[f"refused:{refusal.code}"] += 1
             text = f"refused {hello.role} {hello.name!r} ({refusal.code}): {refusal.text}"

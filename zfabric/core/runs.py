@@ -12,6 +12,7 @@ released when it says Bye, and when another one attaches.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from zfabric.config import Settings
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import SessionRecord
-from zfabric.core.tasks import UNFINISHED
+from zfabric.core.tasks import UNFINISHED, TaskRecord
 
 PAGE = 2000
 """Tasks per answer."""
@@ -40,6 +41,8 @@ class Runs:
         """Of these those that nobody holds, by the token of the last holder."""
         self._scheduler = scheduler
         self._settings = settings
+        self._listing: dict[int, list[int]] = {}
+        """Of a run whose holder turns the pages: ids of its tasks with keys, rising."""
 
     def begin(self, record: SessionRecord, counter: int = 0) -> None:
         """A session with a name. counter: that its next task may have."""
@@ -62,6 +65,18 @@ class Runs:
                 f"on {record.hello.host}): it has to detach first",
             )
         return None
+
+    def may_come_back(self, hello: m.Hello, user: str, now: float) -> bool:
+        """Whether the holder's connection has only just broken, or the broker only just begun: one
+        who wants the run then is not answered, and says Hello again until this is decided."""
+        record = self.by_name.get(hello.run)
+        if record is None or record.user != user or record.gone_at is None:
+            return False
+        if record.session.token in self.parked:
+            return False
+        restarted = record.is_restored and not record.resumed
+        patience = self._settings.settle_s if restarted else self._settings.grace_s
+        return now - record.gone_at < patience
 
     def park(self, record: SessionRecord, now: float) -> None:
         """Its holder has left, or is given up."""
@@ -103,6 +118,7 @@ class Runs:
     def end(self, record: SessionRecord) -> None:
         """It is over."""
         del self.by_name[record.hello.run]
+        self._listing.pop(record.number, None)
         self.parked.pop(record.session.token, None)
 
     # --- what is in them ------------------------------------------------------------------------
@@ -120,33 +136,41 @@ class Runs:
         """(id, key, function's id) of its tasks with keys, by rising ids, from behind one on.
         Empty behind the last."""
         first = int(after) if after.isdecimal() else -1
-        number = record.number
+        ids = self._listing.get(record.number)
+        if ids is None or first < 0:
+            ids = self._listing[record.number] = self._with_keys(record.number)
+        tasks = self._scheduler.tasks
         found: list[tuple[int, str, int]] = []
         room = PAGE_NBYTES
-        for task in sorted(
-            (
-                task
-                for task in self._scheduler.tasks.values()
-                if task.owner.number == number
-                and task.id > first
-                and task.wanted
-                and task.options.key
-            ),
-            key=_id_of,
-        ):
+        for place in range(bisect_right(ids, first), len(ids)):
+            task = tasks.get(ids[place])
+            if task is None or not task.wanted:
+                continue  # released since the first page
             room -= 32 + 4 * len(task.options.key)
             if found and (room < 0 or len(found) >= PAGE):
-                break
+                return found
             found.append((task.id, task.options.key, task.fn.id if task.fn else 0))
+        if not found:
+            self._listing.pop(record.number, None)
         return found
+
+    def _with_keys(self, number: int) -> list[int]:
+        return sorted(
+            task.id
+            for task in self._scheduler.tasks.values()
+            if task.owner.number == number and task.wanted and task.options.key
+        )
 
     def listed(self, user: str, now: float) -> list[dict[str, Any]]:
         """All runs of that user, for people."""
         told = []
+        by_owner: dict[int, list[TaskRecord]] = {}
+        for task in self._scheduler.tasks.values():
+            by_owner.setdefault(task.owner.number, []).append(task)
         for name, record in self.by_name.items():
             if record.user != user:
                 continue
-            tasks = [t for t in self._scheduler.tasks.values() if t.owner.number == record.number]
+            tasks = by_owner.get(record.number, [])
             gone_at = record.gone_at
             told.append(
                 {
@@ -160,8 +184,3 @@ class Runs:
                 }
             )
         return told
-
-
-def _id_of(task: Any) -> int:
-    id_: int = task.id
-    return id_
