@@ -179,6 +179,27 @@ def test_a_revoked_key_ends_its_sessions(fabric: KeyedFabric) -> None:
         assert client.submit(pow, 2, 4).result(20) == 16
 
 
+def test_a_key_revoked_while_the_broker_is_away(fabric: KeyedFabric, free_port: int) -> None:
+    words = ("broker", "--port", str(free_port), "--keys", str(fabric.ring.directory))
+    fabric.path("client").unlink()
+    broker = fabric.command(*words)
+    fabric.wait_until(fabric.path("client").exists, 20)
+    worker = fabric.worker()
+    with zfabric.Client(str(fabric.path("client"))) as client:
+        client.wait_for_workers(1, timeout=20)
+        pending = client.submit(pow, 2, 3, workers="nobody", must_fit=False)
+        client.info()
+        broker.kill()
+        broker.wait()
+        fabric.ring.revoke("client")
+        fabric.ring.revoke("worker")
+        fabric.command(*words)
+        with pytest.raises(ZFabricError, match="not admitted there"):
+            pending.result(20)
+    assert worker.wait(20) == 1
+    assert "not admitted there" in fabric.log(worker)
+
+
 def test_files_open_to_others_start_nothing(fabric: KeyedFabric) -> None:
     fabric.path("worker").chmod(0o644)
     process = fabric.worker()

@@ -444,9 +444,16 @@ class IoThread:
         """Send frames to another session by way of the broker."""
         self._session.post(Relay(peer, tuple(frames)))
 
-    def _say_hello(self, now: float) -> float:
+    def _check_key(self) -> None:
+        """Raises Refused when the last dial was turned down for its key: it has been revoked, and
+        whoever waits hears that."""
         if self._channel is not None and self._channel.trouble == REFUSED_KEY:
-            raise Refused("key", f"the broker at {self.address} turned us down: {REFUSED_KEY}")
+            text = f"the broker at {self.address} turned us down: {REFUSED_KEY}"
+            self._wake_up(self.submitter.session_lost(text))
+            raise Refused("key", text)
+
+    def _say_hello(self, now: float) -> float:
+        self._check_key()
         if now >= self._hello_at:
             if not self._session.has_unsent:
                 greeting = hello(self.name, self._depth)._replace(run=self.run)
@@ -633,6 +640,7 @@ class IoThread:
         )
 
     def _watch_broker(self, now: float) -> None:
+        self._check_key()
         dead_s = self.settings.dead_s + self.settings.lease_s
         if now - max(self._heard_from, self._session.last_heard) > dead_s:
             self._lose_session(f"the broker at {self.address} was silent for {dead_s:.3g} s")

@@ -300,6 +300,8 @@ class Worker:
         self._tick_at = now + HELLO_S
         if not self._welcomed:
             self._greet(now)
+        elif self._channel is not None and self._channel.trouble == REFUSED_KEY:
+            self._refused = f"the broker at {self._address} turned this worker down: {REFUSED_KEY}"
         else:
             if now >= self._load_at:
                 self._load_at = now + LOAD_S
