@@ -87,6 +87,20 @@ def test_our_own_sleep_does_not_count(yard: Yard) -> None:
     assert yard.after(1.0) != ""
 
 
+def test_what_no_worker_can_run_is_no_stall(yard: Yard) -> None:
+    """That has warnings of its own."""
+    yard.bench.worker(101)
+    options = m.TaskOptions(resources={"TPU": 1.0}, must_fit=False)
+    yard.bench.submit(1, options={1: options})
+    yard.bench.submit(2, deps={2: [1]})
+    yard.load(0, 0)
+    yard.after(1.0)
+    assert yard.after(120.0) == ""
+    yard.bench.submit(3)
+    yard.after(1.0)
+    assert "1 tasks are unfinished" in yard.after(61.0)
+
+
 def test_rows_that_a_worker_says_it_does_not_hold(yard: Yard) -> None:
     yard.bench.worker(101, credit=1)
     yard.bench.submit(1)

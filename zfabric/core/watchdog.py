@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from zfabric.config import Settings
 from zfabric.core.scheduler import Scheduler
-from zfabric.core.tasks import UNFINISHED
+from zfabric.core.tasks import ASSIGNED, READY, UNFINISHED, WAITING, TaskRecord
 
 
 class Watchdog:
@@ -59,7 +59,7 @@ class Watchdog:
             return lost
         if now - self._since < self._settings.stall_s:
             return ""
-        n = sum(task.state in UNFINISHED for task in table.tasks.values())
+        n = sum(_should_move(scheduler, task) for task in table.tasks.values())
         if not n:
             self._since = now
             return ""
@@ -92,3 +92,13 @@ class Watchdog:
                 empty_since[worker.number] = at, n_beats
         self._empty_since = empty_since
         return lost
+
+
+def _should_move(scheduler: Scheduler, task: TaskRecord) -> bool:
+    """Whether it is unfinished for another reason than that no worker fits, or that it waits for
+    a task that is unfinished itself."""
+    if task.state == READY:
+        return scheduler.placer.fits_any(task)
+    if task.state == WAITING:
+        return all(dep.state not in UNFINISHED for dep in task.deps)
+    return task.state == ASSIGNED
