@@ -28,6 +28,10 @@ SESSION_BITS = 23
 MAX_SESSION = (1 << SESSION_BITS) - 1
 MAX_COUNTER = (1 << COUNTER_BITS) - 1
 
+TRY_BITS = 20
+"""Attempts of one task under one broker have numbers of so many bits; above them is counted how
+often a broker with a journal was started, so that none is given twice."""
+
 
 def task_id(session: int, counter: int) -> TaskId:
     """The id of a session's `counter`-th task. Raises ValueError outside of either range."""
@@ -44,6 +48,11 @@ def session_of(task: int) -> SessionNumber:
 def counter_of(task: int) -> int:
     """A task's place in its session's own order of submission."""
     return task & MAX_COUNTER
+
+
+def try_of(attempt: int) -> int:
+    """An attempt's number for people: counted since the broker was started."""
+    return attempt & (1 << TRY_BITS) - 1
 
 
 def new_token() -> SessionToken:

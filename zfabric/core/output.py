@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
+from zfabric.ids import TRY_BITS, try_of
 from zfabric.messages import Output
 
 BURST = 256 * 1024
@@ -167,10 +168,11 @@ class OutputBook:
 class TaskText:
     """What a client keeps of one task: of all its attempts, in the order in which they wrote."""
 
-    __slots__ = ("attempt", "dropped", "head", "tail")
+    __slots__ = ("_try", "attempt", "dropped", "head", "tail")
 
     def __init__(self) -> None:
         self.attempt = 0
+        self._try = 0
         self.head = b""
         self.tail = b""
         self.dropped = 0
@@ -178,7 +180,12 @@ class TaskText:
     def add(self, attempt: int, dropped: int, data: bytes) -> None:
         """The next piece; before it the worker left out so many bytes."""
         if self.attempt and attempt != self.attempt:
-            data = b"--- try %d ---\n%b" % (attempt, data)
+            # Under a restarted broker attempts begin again: those before were tries as well.
+            before = self._try if attempt >> TRY_BITS != self.attempt >> TRY_BITS else 0
+            self._try = before + try_of(attempt)
+            data = b"--- try %d ---\n%b" % (self._try, data)
+        elif not self.attempt:
+            self._try = try_of(attempt)
         self.attempt = attempt
         room = 0 if dropped or self.dropped or self.tail else HEAD - len(self.head)
         if dropped:

@@ -49,7 +49,7 @@ from zfabric.core.supervisor_rows import Entry, Linked
 from zfabric.core.supervisor_slots import SlotCrew
 from zfabric.core.supervisor_table import RowTable
 from zfabric.errors import InternalError, RemoteProtocolError
-from zfabric.ids import counter_of
+from zfabric.ids import counter_of, try_of
 from zfabric.messages import (
     CANCELLED,
     DIED,
@@ -431,7 +431,7 @@ class Supervisor:
             return ""
         id_, attempt, fn = sent[0][:3]
         name = self.table.functions[fn][1] if fn in self.table.functions else "task"
-        return f"{name}-{counter_of(id_)}, try {attempt}"
+        return f"{name}-{counter_of(id_)}, try {try_of(attempt)}"
 
     def is_doomed(self, number: int) -> bool:
         """Whether a slot was to be killed because nobody wants its row."""

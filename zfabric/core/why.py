@@ -26,6 +26,7 @@ from zfabric.core.tasks import (
     WAITING,
     TaskRecord,
 )
+from zfabric.ids import try_of
 
 Reason = tuple[str, str]
 
@@ -85,7 +86,7 @@ def _root(task: TaskRecord) -> TaskRecord:
 def _with_worker(task: TaskRecord, silent_s: Silence) -> Reason:
     worker = task.worker
     assert worker is not None
-    where = f"on worker {worker.name} as attempt {task.attempt}"
+    where = f"on worker {worker.name} as attempt {try_of(task.attempt)}"
     if worker.suspect:
         silent = silent_s(worker.number)
         return "suspect", f"{where}, which has been silent for {silent:.1f} s: perhaps it is lost"
