@@ -185,7 +185,7 @@ def test_a_worker_that_was_not_lost_after_all_is_not_held_against_a_task() -> No
     bench = Written()
     bench.worker(101, credit=1)
     bench.submit(1)
-    bench.scheduler.worker_left(101, "silent", bench.now)
+    bench.scheduler.worker_left(101, "silent", bench.now, may_return=True)
     assert [one.how for one in restored(bench.written()).tasks[tid(1)].history or ()] == [LOST]
     bench.worker(102, credit=0)
     bench.hear(102, m.Inventory([tid(1)], [1], [], [], 0))

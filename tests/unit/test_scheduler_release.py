@@ -233,6 +233,13 @@ def test_a_task_that_takes_many_workers_down_ends(bench: Bench) -> None:
     assert end.payloads[0].count(b"the kernel ended it") >= MAX_LOSSES
 
 
+def test_a_worker_that_says_good_bye_is_held_against_nobody(bench: Bench) -> None:
+    bench.submit(1)
+    bench.scheduler.worker_left(101, "said good-bye", bench.now)
+    assert bench.states(1) == [READY]
+    assert not bench.task(1).history
+
+
 def test_rows_of_a_lost_worker_that_come_late_are_nobodys(bench: Bench) -> None:
     bench.submit(1)
     bench.worker_left(101)

@@ -51,7 +51,7 @@ from zfabric.core.tasks import (
     Try,
 )
 from zfabric.errors import RemoteProtocolError, ZFabricError
-from zfabric.ids import session_of
+from zfabric.ids import TRY_BITS, session_of
 from zfabric.messages import STORED, VALUE
 
 Entry = tuple[int, bytes]
@@ -60,10 +60,6 @@ BEGIN, END, MESSAGE, ENDS, JOINED, LEFT, STARTED, TRIED = range(1, 9)
 
 ROWS = 1024
 """Tasks per entry of a snapshot."""
-
-GENERATION_BITS = 20
-"""Attempts of one task under one broker have numbers of so many bits; above them is counted how
-often the broker was started, so that none is given twice."""
 
 LOGGED = frozenset((m.Submit, m.Release, m.Cancel, m.Retry, m.Register, m.Acquire, m.Unlock))
 
@@ -252,7 +248,7 @@ def replay(
                 raise JournalDamaged(f"an entry of the unknown kind {kind}")
     except (RemoteProtocolError, KeyError, ValueError, TypeError, AssertionError) as exc:
         raise JournalDamaged(f"an entry cannot be read: {exc!r}") from exc
-    _begin_attempts(table, generation << GENERATION_BITS)
+    _begin_attempts(table, generation << TRY_BITS)
     for client in table.clients.values():
         # It will say what it waits for.
         client.held_back = True
@@ -270,7 +266,7 @@ def settle(table: TaskTable, started: Iterable[int]) -> None:
     for id_ in started:
         task = table.tasks.get(id_)
         if task is not None and task.state in (WAITING, READY):
-            table.fail(task, m.UNKNOWN, unknown(task))
+            table.fail(task, m.UNKNOWN, unknown(task, LOST_WITH_BROKER))
     for task in list(table.tasks.values()):
         if task.state == DONE and task.value is None and not task.holders:
             table.value_lost(task, LOST_WITH_BROKER)

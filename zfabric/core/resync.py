@@ -80,7 +80,7 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
         return False
     del table.lost[task.id]
     table.later.pop(task.id, None)
-    table.forgive(task)
+    table.forgive(task, attempt)
     task.attempt = attempt
     task.state = ASSIGNED
     task.worker = worker

@@ -54,8 +54,9 @@ from zfabric.ids import COUNTER_BITS, MAX_COUNTER
 from zfabric.messages import DIED, STORED, VALUE
 
 MAX_LOSSES = 10
-"""Workers that a task may lose. They rarely are its fault, so it takes more than deaths of slots,
-but a task that takes whole machines down must end."""
+"""Workers that a task may lose. They rarely are its fault, and whether one died or was only cut off
+nobody can tell, so it takes more than deaths of slots; but a task that takes whole machines down
+must end."""
 
 SETTLED_S = 1.0
 """Seconds without a new worker after which what none of them can run is refused."""
@@ -127,13 +128,14 @@ class Scheduler:
             self.placer.away.append((now + self.settings.dead_s, worker))
         text = f"worker {worker.name} ({worker.host}, pid {worker.pid}) was lost: {why}"
         rows = list(worker.rows.values())
-        # Only the first rows can have been running; the others had not started.
-        for row in rows[: worker.slots]:
-            self.table.blame(row, m.LOST, text)
+        if may_return:  # who says good-bye is nobody's victim
+            # Only the first rows can have been running; the others had not started.
+            for row in rows[: worker.slots]:
+                self.table.blame(row, m.LOST, text)
         for row in rows:
             # One that fails takes along those that wait for it, here as well.
             if not row.options.idempotent and row.state == ASSIGNED and row.worker is worker:
-                self.table.ended(row, m.UNKNOWN, unknown(row))
+                self.table.ended(row, m.UNKNOWN, unknown(row, text))
         for row in reversed(rows):
             if row.state == ASSIGNED and row.worker is worker:
                 if row.history and count(row, m.LOST) >= MAX_LOSSES:

@@ -227,7 +227,7 @@ class TaskTable:
     def died(self, worker: WorkerRecord, task: TaskRecord, text: str) -> None:
         self.blame(task, DIED, f"on {worker.name}: {text}")
         if not task.options.idempotent:
-            self.ended(task, m.UNKNOWN, unknown(task))
+            self.ended(task, m.UNKNOWN, unknown(task, text))
         elif count(task, DIED) >= self.settings.max_deaths:
             self.ended(task, m.KILLED, killed(task, "killed its process"))
         else:
@@ -248,9 +248,11 @@ class TaskTable:
         if self.failed is not None:
             self.tried.append((task.id, one))
 
-    def forgive(self, task: TaskRecord) -> None:
-        """If its last attempt was said to be lost with its worker: it was not."""
-        if task.history and task.history[-1].how == m.LOST:
+    def forgive(self, task: TaskRecord, attempt: int) -> None:
+        """If that attempt, its last one, was said to be lost with its worker: it was not."""
+        last = task.history[-1] if task.history else None
+        if last is not None and last.how == m.LOST and last.attempt == attempt:
+            assert task.history is not None
             task.history.pop()
             if self.failed is not None:
                 self.tried.append((task.id, Try(NOT_LOST, "", task.attempt)))
@@ -481,9 +483,9 @@ def killed(task: TaskRecord, what: str) -> bytes:
     return killed_payload(text, attempts)
 
 
-def unknown(task: TaskRecord) -> bytes:
-    """The payload of an UNKNOWN row."""
-    last = task.history[-1].text if task.history else "nothing is known of it"
+def unknown(task: TaskRecord, why: str) -> bytes:
+    """The payload of an UNKNOWN row. why: what happened where nobody was blamed for it."""
+    last = task.history[-1].text if task.history else why
     return text_payload(f"task {task.name} may have run, and must not run twice; {last}")
 
 

@@ -83,7 +83,7 @@ class Bench:
         return self.turn()
 
     def worker_left(self, number: int = 101, why: str = "it was killed") -> Said:
-        self.scheduler.worker_left(number, why, self.now)
+        self.scheduler.worker_left(number, why, self.now, may_return=True)
         return self.turn()
 
     # --- events -------------------------------------------------------------------------------
