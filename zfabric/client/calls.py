@@ -8,11 +8,12 @@ from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakMethod, WeakValueDictionary, finalize
 
 from zfabric.client import misuse
 from zfabric.client.chunks import Chunk, Initialised
 from zfabric.client.future import Future, NamedFuture
+from zfabric.client.repeats import Repeats
 from zfabric.client.sharing import Shared
 from zfabric.codec.arguments import EMPTY, dump_call, dump_rows
 from zfabric.codec.functions import DumpedFunction, dump_function, largest_captures
@@ -51,6 +52,8 @@ class Calls:
         self.kept: dict[str, Future] | None = None
         """Of a named run: the futures with keys, which live until they are released."""
         self._large_functions: dict[int, Future] = {}
+        self.repeats = Repeats(client._values, self._argument_limit)
+        client._io.tidy = WeakMethod(self.repeats.tidy)
 
     def submit(
         self,
@@ -75,7 +78,11 @@ class Calls:
         if deps:
             misuse.refuse_foreign(self._client, deps)
         if len(frames) != 1 or len(payload) > self._argument_limit:
-            payload, deps = self._payload(frames, deps)
+            again = self.repeats.call(args, kwargs, frames)
+            if again is None:
+                payload, deps = self._payload(frames, deps)
+            else:
+                payload, deps, held = again
         outcome = submitter.new_outcome(fid)
         if key is None:
             future = Future(self._client, outcome)

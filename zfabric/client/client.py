@@ -462,6 +462,7 @@ class Client:
             misuse.refuse_closed(self)
         if not self._io.run:
             raise UsageError("detach() leaves a named run, and this client holds none")
+        self._calls.repeats.tidy()
         named_runs.sync(self, timeout)
         self.close()
 
@@ -500,6 +501,7 @@ class Client:
             unset_default(self)
         io = getattr(self, "_io", None)
         if io is not None and not self._forked:
+            self._calls.repeats.tidy()
             named_runs.leave(self)
             io.close()
             self._kept.clear()

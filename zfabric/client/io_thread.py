@@ -17,6 +17,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -123,6 +124,9 @@ class IoThread:
         """Tells how a broker of our own ended, "" while it runs; None: it is not ours."""
         self.on_output: Callable[[Output], object] | None = None
         """Called in the thread with what tasks wrote; quick, never raising."""
+        self.tidy: Callable[[], Callable[[], None] | None] = lambda: None
+        """A weak reference to what is called at `tidy_at`: the thread may not hold the client."""
+        self.tidy_at = inf
         self.at_end: list[Callable[[], object]] = []
         """Called when the thread ends."""
         self._depth = depth
@@ -359,6 +363,10 @@ class IoThread:
             self._receive(now)
         while self._calls:
             self._calls.popleft()()
+        if now >= self.tidy_at:
+            self.tidy_at = inf
+            if tidy := self.tidy():
+                tidy()
         if self._welcomed:
             wake_at = min(self._session.tick(now), now + LOOK_S)
             self._watch_broker(now)

@@ -8,7 +8,7 @@ computed again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,6 +25,8 @@ from zfabric.codec.serialise import Buffer, dumps, loads, nbytes_of
 from zfabric.core.submitter import LOADED, Outcome
 from zfabric.errors import ClientClosed, DataLost, ResultTimeout
 from zfabric.messages import STORED, Register
+from zfabric.runtime.memory_door import SCHEME
+from zfabric.transport.locality import is_same_host
 
 if TYPE_CHECKING:
     from zfabric.client.client import Client
@@ -155,15 +157,40 @@ class Values:
 
     # --- putting ------------------------------------------------------------------------------
 
-    def scatter(self, data: Sequence[Any], broadcast: bool = False) -> list[Future]:
-        """Each of `data` as a value in a worker's store (with `broadcast`: in each one's)."""
+    def scatter(
+        self,
+        data: Sequence[Any],
+        broadcast: bool = False,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[Future]:
+        """Each of `data` as a value in a worker's store (with `broadcast`: in each one's).
+
+        meanwhile: called once, while they are on their way.
+        """
         if not self._io.is_open:
             misuse.refuse_closed(self._client)
         many = len(data) != 1
         frames = [
             dumps(item, f"data[{place}]" if many else "data") for place, item in enumerate(data)
         ]
-        return [Future(self._client, outcome) for outcome in self._put_group(frames, broadcast)]
+        outcomes = self._put_group(frames, broadcast, meanwhile)
+        return [Future(self._client, outcome) for outcome in outcomes]
+
+    def is_there(self, future: Future) -> bool:
+        """Whether a value that was put is known to the broker, and not known to be lost."""
+        outcome = future._outcome
+        return outcome.status == STORED and outcome.id in self._io.submitter.outcomes
+
+    def tidy_at(self, when: float) -> None:
+        """When to let go of what is kept for calls to come, on a monotonic clock."""
+        self._io.tidy_at = when
+
+    def are_on_this_host(self) -> bool:
+        """Whether values go to the workers' stores as memory that is handed over."""
+        return self._client._settings.shared_memory == "on" and all(
+            SCHEME in address and is_same_host(address.split()[0])
+            for _, address in self._targets(fresh=False)
+        )
 
     def put_arguments(self, frames: Sequence[Buffer]) -> int:
         """A call's frames as a value; its id. Whoever asked releases it."""
@@ -181,7 +208,12 @@ class Values:
                 large[name] = each
         return {**kwargs, **dict(zip(large, self.scatter(list(large.values())), strict=True))}
 
-    def _put_group(self, items: Sequence[Sequence[Buffer]], broadcast: bool) -> list[Outcome]:
+    def _put_group(
+        self,
+        items: Sequence[Sequence[Buffer]],
+        broadcast: bool,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> list[Outcome]:
         """Put them side by side, once more elsewhere where that fails, and tell the broker."""
         submitter = self._io.submitter
         outcomes = submitter.new_outcomes(0, len(items))
@@ -199,6 +231,8 @@ class Values:
                     put = _Put(outcomes[place].id, areas[place], target)
                     self._io.post(self._start_put, put)
                     puts.append((place, put))
+            if not attempt:
+                meanwhile()
             for place, put in puts:
                 with blocked():
                     sleep(self._client, put.alarm, None)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
+from struct import Struct
+from struct import error as StructError
 from typing import Any, NamedTuple
 
 from zfabric.codec.references import Reference, here
@@ -34,6 +36,11 @@ from zfabric.codec.serialise import (
 from zfabric.errors import CodecError, Unserialisable
 
 EMPTY: tuple[int, ...] = ()
+
+OWN = b"\x5b"
+"""The first byte of a blob that begins with `count: u32, index of a dependency: u32 ...`."""
+
+_OWN_COUNT = Struct("<I")
 
 _dumps = pickle.dumps
 _loads = pickle.loads
@@ -84,6 +91,31 @@ def dump_rows(rows: Iterable[tuple[Any, ...]]) -> Rows:
         if len(frames) > 1:
             out.frames[number] = frames
     return out
+
+
+def with_own(blob: bytes, places: Sequence[int]) -> bytes:
+    """A call's blob that says which of its dependencies are the call's own.
+
+    places: their indexes, each below 2**32. The task may write to these, like to arguments that
+    nobody else reads: they are mapped for it alone.
+    """
+    if not places:
+        return blob
+    count = len(places)
+    return b"".join((OWN, _OWN_COUNT.pack(count), Struct(f"<{count}I").pack(*places), blob))
+
+
+def split_own(blob: Buffer) -> tuple[Sequence[int], Buffer]:
+    """(places, blob) of with_own. Raises CodecError for a blob that ends too early."""
+    if blob[:1] != OWN:
+        return EMPTY, blob
+    try:
+        (count,) = _OWN_COUNT.unpack_from(blob, 1)
+        start = 1 + _OWN_COUNT.size
+        places = Struct(f"<{count}I").unpack_from(blob, start)
+    except StructError as exc:
+        raise CodecError(f"the received arguments end too early: {exc}") from exc
+    return places, blob[start + 4 * count :]
 
 
 def load_call(

@@ -23,7 +23,7 @@ from time import monotonic_ns
 from types import CoroutineType
 from typing import Any
 
-from zfabric.codec.arguments import load_call
+from zfabric.codec.arguments import load_call, split_own
 from zfabric.codec.exceptions import dump_exception
 from zfabric.codec.functions import load_function
 from zfabric.codec.serialise import dumps, unpack
@@ -221,7 +221,7 @@ class Slot:
             if values is MISSING:
                 return SKIPPED, b""
         if frames is None:
-            frames = unpack(payload)
+            frames = unpack(split_own(payload)[1])
         function = self._functions.get(fn)
         if function is None:
             function = self._load_function(fn)

@@ -6,6 +6,7 @@ when it may go on. See slot_protocol for the rules that both ends follow.
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import mmap
 import os
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from zfabric.codec.arguments import split_own
 from zfabric.errors import CodecError, InternalError
 from zfabric.messages import STORED
 from zfabric.runtime import slot_protocol as p
@@ -108,13 +110,19 @@ class SlotLink:
             self._unmap(self.mappings.trim(store.mapping_limit))
 
     def _find_values(self, row: Any, store: Store, fds: list[int]) -> None:
-        """Replace references to the store by what the slot understands. A call's own large
-        arguments are the last of them; nobody else reads them, so the task may write there."""
+        """Replace references to the store by what the slot understands. To a call's own large
+        arguments the task may write, as they are mapped for it alone: the last of them where they
+        are all of the call, else those that its payload names."""
         places = row[4] = list(row[4])
-        own = len(places) - 1 if not row[3] else -1
+        payload = row[3]
+        own: Sequence[int] = (len(places) - 1,)
+        if payload:
+            with contextlib.suppress(CodecError):  # the slot finds that out too: the task fails
+                own = ()
+                own = split_own(payload)[0]
         for index, place in enumerate(places):
             if type(place) is tuple:
-                mappings = None if index == own else self.mappings
+                mappings = None if index in own else self.mappings
                 places[index] = _place(place[0], store, fds, mappings)
 
     def unmap(self, ids: Sequence[int]) -> None:
