@@ -261,6 +261,34 @@ class Answer(NamedTuple):
     payload: bytes
 
 
+class Alarm(NamedTuple):
+    """broker -> client: why no work is taken now, none is acknowledged and no result comes;
+    "": all that is over. Said again with each beat."""
+
+    text: str
+
+
+class Query(NamedTuple):
+    """client -> broker: as Ask, out of sequence, and may be lost: while there is an alarm nothing
+    that is in sequence is taken in. `what` is one of QUERIES."""
+
+    request: int
+    what: str
+    about: Sequence[int] = ()
+    text: str = ""
+
+
+QUERIES = frozenset(("info", "runs", "why"))
+"""Questions whose answers promise nothing and change nothing."""
+
+
+class Reply(NamedTuple):
+    """broker -> client: msgpack of the answer to a Query; may be lost."""
+
+    request: int
+    payload: bytes
+
+
 class Acquire(NamedTuple):
     """client -> broker: I want the lock of that name. Answered by Locked, once it is mine; without
     `waits`, at once. request: a number that this session has not used before."""
@@ -532,4 +560,7 @@ Message = (
     | NotHere
     | LinksWanted
     | LinksTold
+    | Alarm
+    | Query
+    | Reply
 )

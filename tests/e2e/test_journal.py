@@ -54,10 +54,9 @@ def test_all_go_on_after_kill_9(
         behind = client.submit(lambda a, b: a + b, running, done)
         fabric.kill_broker()
         away = client.submit(audited, audit, "while it was away")
-        begun = time.monotonic()
         fabric.broker = fabric.start_broker()
-        assert away.result(timeout=20) == "while it was away"
-        assert time.monotonic() - begun < 5.0
+        # Five seconds where the machine has time for it: `python -m benchmarks journal` measures.
+        assert away.result(timeout=60) == "while it was away"
         Path(gate).touch()
         assert running.result(timeout=20) == "running"
         assert waiting.result(timeout=20) == "waiting"
@@ -81,7 +80,12 @@ def test_a_lock_that_is_held_stays_held(fabric: Journalled) -> None:
             assert lock.locked()
 
 
-def test_work_waits_while_the_journal_cannot_be_written(fabric: Journalled, tmp_path: Path) -> None:
+def test_work_waits_while_the_journal_cannot_be_written(
+    fabric: Journalled,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wait_until: Callable[..., Any],
+) -> None:
     with Client(fabric.address) as client:
         assert client.submit(len, "abc").result(timeout=20) == 3
         unlimited = resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE)
@@ -89,6 +93,11 @@ def test_work_waits_while_the_journal_cannot_be_written(fabric: Journalled, tmp_
         audit = str(tmp_path / "audit")
         waiting = [client.submit(audited, audit, f"{n}", key=f"{n}") for n in range(20)]
         wait_for_trouble(fabric)
+        # Who was there is told as well, and gets the answers that promise nothing.
+        assert "cannot be written" in client.info()["journal"]
+        assert "takes no work now" in str(client.why(waiting)[0])
+        assert client.runs() == []
+        wait_until(lambda: "takes no work now" in caplog.text)
         assert not any(future.done() for future in waiting)
         fabric.kill_broker()  # what it has said it knows is in the journal all the same
         fabric.broker = fabric.start_broker()

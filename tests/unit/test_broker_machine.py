@@ -552,3 +552,56 @@ def test_a_worker_begins_again_before_its_old_session_was_given_up(house: House)
     assert said == []
     house.deliver(client)
     assert any(type(message) is m.Results for message in client.heard)
+
+
+# --- A journal that cannot be written -----------------------------------------------------------
+
+
+def test_while_nothing_can_be_written_questions_are_answered_and_nothing_else() -> None:
+    house = House(saved=[])
+    client, worker = house.peer(1).greet(), house.peer(2, m.WORKER).greet()
+    client.say(submit(client))
+    heard = len(worker.heard)
+    unacked = client.session.n_unacked
+    house.machine.cannot_write("no room")
+    client.push()
+    assert house.deliver(client) == [m.Alarm("no room")]
+    assert client.say(submit(client, 2)) == []
+    assert len(house.machine.scheduler.tasks) == 1, "taken for lost on its way"
+    ids = [task_id(client.number, 1), task_id(client.number, 2)]
+    (info,) = client.say(m.Query(7, "info"))
+    assert isinstance(info, m.Reply) and info.request == 7
+    assert unpackb(info.payload)["journal"] == "no room"
+    (why,) = client.say(m.Query(8, "why", ids))
+    assert isinstance(why, m.Reply)
+    stories = unpackb(why.payload)
+    assert [story["state"] for story in stories][1] == "unknown"
+    assert all(story["reasons"][-1][0] == "journal" for story in stories)
+    house.now += 1.5
+    house.machine.tick(house.now)
+    assert m.Alarm("no room") in house.deliver(client)
+    assert client.session.n_unacked == unacked + 1, "nothing was acknowledged"
+    late = house.peer(3).greet()
+    assert [type(message) for message in late.heard] == [m.Welcome, m.Alarm]
+    assert late.say(m.Ask(1, "info")) == []
+    house.machine.can_write()
+    assert m.Alarm("") in house.deliver(client)
+    house.now += 1.5
+    for peer in (client, late):  # their beats show what was not taken in
+        peer.session.tick(house.now)
+        peer.push()
+        house.deliver(peer)
+        peer.push()
+        house.deliver(peer)
+    assert len(house.machine.scheduler.tasks) == 2
+    assert any(isinstance(message, m.Answer) for message in late.heard)
+    assert len(worker.heard) > heard
+
+
+def test_an_alarm_that_is_over_is_said_again_to_who_has_not_heard(house: House) -> None:
+    client = house.peer(1).greet()
+    alarm, reply = client.say(m.Query(1, "runs"))
+    assert alarm == m.Alarm("") and reply == m.Reply(1, packb([]))
+    worker = house.peer(2, m.WORKER).greet()
+    worker.say(m.Query(1, "info"))
+    assert 2 not in house.machine.sessions, "workers put no queries"

@@ -436,3 +436,31 @@ def test_old_acks_and_nacks_change_nothing() -> None:
         assert not a.session.receive(header, message, 2.0)
     assert a.session.next_frames() is None
     assert (a.session.acked, a.session.posted) == (3, 3)
+
+
+def test_what_is_held_tells_nothing_and_acknowledges_nothing() -> None:
+    rng = random.Random(1)
+    a, b = End("a"), End("b")
+    connect(a, b, rng, Weather(delay_s=0.0))
+    b.session.post(m.Release([1]))
+    b.transmit(0.0)
+    a.collect(0.0, rng)
+    a.session.post(m.Nack(2))
+    a.session.hold()
+    a.session.post(m.Release([2]))
+    a.session.post(m.Alarm("full"))
+    a.session.tick(1.0)
+    assert a.session.has_unsent
+    a.transmit(1.0)
+    assert not a.session.has_unsent
+    b.collect(1.0, rng)
+    assert [type(message) for message in b.heard] == [m.Alarm, m.Beat]
+    assert b.session.n_unacked == 1
+    # A gap is not complained of, as that would acknowledge what is before it.
+    a.session.receive(Header(18, TOKEN, 1, 5, 0), m.Release([5]), 1.0)
+    assert not a.session.has_unsent
+    a.session.let_go()
+    a.transmit(2.0)
+    b.collect(2.0, rng)
+    assert b.taken == [m.Alarm("full"), m.Release([2])]
+    assert b.session.n_unacked == 0

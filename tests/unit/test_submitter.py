@@ -320,3 +320,22 @@ def test_a_row_without_its_function_ends_alone() -> None:
     (message,) = drain(submitter)
     assert list(message.ids) == [other.id]
     assert outcome.status == m.LOST and other.status == PENDING
+
+
+def test_questions_under_an_alarm_go_out_of_sequence_and_are_put_again_when_it_is_over() -> None:
+    submitter = Submitter()
+    submitter.ask(1, "info")
+    assert submitter.queries() == []
+    assert submitter.alarmed("full")
+    assert not submitter.alarmed("full, still"), "no news"
+    submitter.ask(2, "why", [5], "")
+    submitter.ask(3, "sync")
+    assert submitter.queries() == [m.Query(1, "info"), m.Query(2, "why", [5])]
+    submitter.answered(1)
+    assert submitter.queries() == [m.Query(2, "why", [5])]
+    said = [submitter.next_message(), submitter.next_message(), submitter.next_message()]
+    assert said == [m.Ask(1, "info"), m.Ask(3, "sync"), None]
+    assert submitter.alarmed("")
+    assert submitter.queries() == []
+    assert submitter.next_message() == m.Ask(2, "why", [5])
+    assert submitter.next_message() is None

@@ -54,6 +54,7 @@ def test_who_sends_what_is_what_the_broker_takes() -> None:
         *(kind.__name__ for kind in _CLIENT_HANDLERS),
         "Acquire",  # not the scheduler's: core.locks takes these two
         "Unlock",
+        "Query",  # core.desk
     }
     handled = {kind.__name__ for kind in _WORKER_HANDLERS}
     assert {name for name, way in shown.items() if way == "worker → broker"} | both == {

@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Any
 
 from zfabric import ids, wire
+from zfabric import messages as m
 from zfabric.client.alarm import Alarm
 from zfabric.config import Settings
 from zfabric.core.session import Session
@@ -49,6 +50,7 @@ from zfabric.messages import (
     Refuse,
     Relay,
     Release,
+    Reply,
     Results,
     Unlock,
     Welcome,
@@ -252,7 +254,7 @@ class IoThread:
         request = next(self._requests)
         self._answers[request] = (alarm, box)
         try:
-            self.call(self.submitter.ask, request, what, about, text)
+            self.call(self._put_question, request, what, about, text)
             answered = self._ended or alarm.wait(timeout_s)
         finally:
             self._answers.pop(request, None)
@@ -262,6 +264,16 @@ class IoThread:
         if answered:
             raise ClientClosed(self.submitter.closed_text or "the client is closed")
         raise ResultTimeout(f"the broker at {self.address} did not answer within {timeout_s:.3g} s")
+
+    def _put_question(self, request: int, what: str, about: Sequence[int], text: str) -> None:
+        self.submitter.ask(request, what, about, text)
+        self._put_queries()
+
+    def _put_queries(self) -> None:
+        """What is answered although the broker takes no work now."""
+        if self._welcomed:
+            for query in self.submitter.queries():
+                self._session.post(query)
 
     def new_request(self) -> int:
         """A number for a question whose answer nobody waits for."""
@@ -542,11 +554,12 @@ class IoThread:
             # Before that a Beat would be the first that the broker hears of us, and it refuses
             # sessions that it does not know.
             self._session.reconnected()
+            self._put_queries()
         self._hello_at = now
         self._cut = True
 
     def _take(self, header: wire.Header, message: Message) -> None:
-        if type(message) is Answer:
+        if type(message) is Answer or type(message) is Reply:
             waiting = self._answers.get(message.request)
             if waiting is not None:
                 waiting[1].append(message.payload)
@@ -566,12 +579,26 @@ class IoThread:
                 self.on_output(message)
         elif type(message) is Relay:
             self._take_relay(message)
+        elif type(message) is m.Alarm:
+            self._take_alarm(message.text)
         elif type(message) is Welcome:
             self._take_welcome(header, message)
         elif type(message) is Refuse:
             self._take_refuse(message)
         elif type(message) is Bye:
             self._lose_session(f"the broker at {self.address} shut down ({message.reason})")
+
+    def _take_alarm(self, text: str) -> None:
+        if self.submitter.alarmed(text):
+            if text:
+                log.warning(
+                    "the broker at %s takes no work now: %s; what is submitted waits here",
+                    self.address,
+                    text,
+                )
+            else:
+                log.warning("the broker at %s takes work again", self.address)
+        self._put_queries()
 
     def _take_relay(self, relay: Relay) -> None:
         if not relay.frames:

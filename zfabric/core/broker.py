@@ -112,6 +112,7 @@ class BrokerMachine:
             about={"address": address, "version": version, "python": python},
         )
         self._ticked = now
+        self._alarm_at = now
         self._woke_at = -inf
         """When we last had slept."""
         self._restart: Restart | None = None
@@ -142,8 +143,8 @@ class BrokerMachine:
                 self.board.refuse_unknown(peer, header.token, knows, now)
             return
         journal = self.journal
-        if journal is not None and journal.trouble and header.seq and kind not in HEARD_ANYWAY:
-            return
+        if journal is not None and journal.trouble and header.seq and kind is not m.Bye:
+            return  # as if lost on its way
         if record.peer != peer:
             if not self.board.is_owner(record, peer):
                 return
@@ -184,6 +185,9 @@ class BrokerMachine:
         elif kind is m.Ask and message.what in ASKED_HERE:  # type: ignore[union-attr]
             assert isinstance(message, m.Ask)
             self._desk.ask(record, message, now)
+        elif kind is m.Query:
+            assert isinstance(message, m.Query)
+            self._desk.query(record, message, now)
         elif kind is m.Explained:
             assert isinstance(message, m.Explained)
             self.board.post(self._questions.explained(record.number, message))
@@ -257,6 +261,9 @@ class BrokerMachine:
                 text = self._restart.settle(now)
                 if text:
                     self.log.append((logging.WARNING, text))
+        if self.journal is not None and self.journal.trouble and now >= self._alarm_at:
+            self._alarm_at = now + settings.beat_s
+            self._tell_clients(m.Alarm(self.journal.trouble))
         self.scheduler.tick(now)
         stall = self._report.look(now, asleep, self.board.silence(now))
         if stall:
@@ -283,6 +290,31 @@ class BrokerMachine:
         assert self._restart is not None
         return self._restart.snapshot(self.by_number.values())
 
+    def cannot_write(self, text: str) -> None:
+        """The journal takes nothing: until it does, nobody hears of what would have to be in it,
+        and no work is taken in. What only wants to know is answered."""
+        assert self.journal is not None
+        begins = not self.journal.trouble
+        self.journal.trouble = text
+        if begins:
+            for record in self.sessions.values():
+                record.session.hold()
+            self._tell_clients(m.Alarm(text))
+
+    def can_write(self) -> None:
+        """It holds all that has happened."""
+        assert self.journal is not None
+        self.journal.trouble = ""
+        for record in self.sessions.values():
+            record.session.let_go()
+            self.dirty[record] = None
+        self._tell_clients(m.Alarm(""))
+
+    def _tell_clients(self, message: m.Message) -> None:
+        for record in self.sessions.values():
+            if record.hello.role == m.CLIENT and record.peer is not None:
+                self.board.say(record, message)
+
     def close(self, text: str = "the broker was stopped") -> None:
         """Tell everybody that this broker ends, unless another will go on with its journal."""
         if self.journal is not None:
@@ -306,7 +338,3 @@ class BrokerMachine:
         record = self.sessions.get(token)
         if record is not None and record.peer == peer:
             self._reception.expel(record, exc, now)
-
-
-HEARD_ANYWAY = frozenset((m.Ask, m.Bye))
-"""Messages that are taken in while nothing can be written."""

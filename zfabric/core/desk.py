@@ -23,6 +23,9 @@ from zfabric.errors import RemoteProtocolError
 ASKED_HERE = frozenset(("info", "why", "locked", "sync", "run", "runs", "end run"))
 """Questions that are not the scheduler's."""
 
+MOST_CONTROL = 64
+"""Messages out of sequence that may wait for a client and still be joined by an answer."""
+
 OUTPUT_NBYTES = 4 << 20
 """Bytes that may wait for a client and still be joined by what its tasks write."""
 
@@ -75,6 +78,26 @@ class Desk:
             self._board.post(self._questions.why(record.number, message, silent_s, now))
         else:
             raise RemoteProtocolError("role", "a worker asked why")
+
+    def query(self, record: SessionRecord, message: m.Query, now: float) -> None:
+        """A question out of sequence, which is answered while nothing else is."""
+        if record.hello.role != m.CLIENT:
+            raise RemoteProtocolError("role", "a worker put a query")
+        if record.session.n_control > MOST_CONTROL:
+            return  # its link takes nothing; it asks again
+        trouble = self.journal.trouble if self.journal is not None else ""
+        if not trouble:
+            self._board.say(record, m.Alarm(""))  # the last one was lost
+        answer: Any
+        if message.what == "info":
+            answer = self.info(now)
+        elif message.what == "runs":
+            answer = self._runs.listed(record.user, now)
+        elif message.what == "why":
+            answer = self._questions.known(message, self._board.silence(now), trouble)
+        else:
+            raise RemoteProtocolError("ask", f"nobody can tell {message.what!r} out of sequence")
+        self._board.say(record, m.Reply(message.request, packb(answer)))
 
     def lock(self, record: SessionRecord, message: m.Message) -> None:
         """A client wants a lock, or wants it no more."""

@@ -24,6 +24,7 @@ class DirectSession:
 
     has_unsent = False
     n_unacked = 0
+    n_control = 0
     is_full = False
     nbytes = 0
     """Nothing waits for a wire."""
@@ -54,6 +55,12 @@ class DirectSession:
     def receive(self, header: Header, message: Message, now: float, nbytes: int = 0) -> bool:
         """Nothing ever comes from a wire."""
         return False
+
+    def hold(self) -> None:
+        """Nothing of it goes on a wire, so nothing is to be held."""
+
+    def let_go(self) -> None:
+        """Likewise."""
 
     def reconnected(self) -> None:
         """A link without a wire does not break."""

@@ -50,12 +50,7 @@ class Questions:
     def why(self, client: int, question: m.Ask, silent_s: Silence, now: float) -> list[Outgoing]:
         """Ask("why") about ids, or about all tasks of that name."""
         tasks = self._named(question)[:MOST_ASKED]
-        stories = {task.id: self._story(task, silent_s) for task in tasks}
-        for id_ in question.about:
-            if id_ not in stories:
-                text = "the broker does not know it: it was released, or is on its way there"
-                stories[id_] = {"id": id_, "key": "", "state": "unknown"}
-                stories[id_]["reasons"] = [["unknown", text]]
+        stories = self._stories(tasks, question, silent_s)
         opened = _Open(client, question.request, stories, set(), now + WORD_S)
         by_worker: dict[int, list[int]] = {}
         for task in tasks:
@@ -68,6 +63,15 @@ class Questions:
         opened.workers.update(by_worker)
         self._open[self._last] = opened
         return [(number, m.Explain(self._last, ids)) for number, ids in by_worker.items()]
+
+    def known(self, question: m.Query, silent_s: Silence, trouble: str) -> list[dict[str, Any]]:
+        """The same from the broker's table alone, at once.  trouble: what else keeps them."""
+        tasks = self._named(question)[:MOST_ASKED]
+        stories = list(self._stories(tasks, question, silent_s).values())
+        if trouble:
+            for story in stories:
+                story["reasons"].append(["journal", f"the broker takes no work now: {trouble}"])
+        return stories
 
     def explained(self, worker: int, message: m.Explained) -> list[Outgoing]:
         """A worker's word."""
@@ -124,7 +128,18 @@ class Questions:
             if asked == worker:
                 opened.stories[id_]["reasons"].append(reason)
 
-    def _named(self, question: m.Ask) -> list[TaskRecord]:
+    def _stories(
+        self, tasks: list[TaskRecord], question: m.Ask | m.Query, silent_s: Silence
+    ) -> dict[int, dict[str, Any]]:
+        stories = {task.id: self._story(task, silent_s) for task in tasks}
+        for id_ in question.about:
+            if id_ not in stories:
+                text = "the broker does not know it: it was released, or is on its way there"
+                stories[id_] = {"id": id_, "key": "", "state": "unknown"}
+                stories[id_]["reasons"] = [["unknown", text]]
+        return stories
+
+    def _named(self, question: m.Ask | m.Query) -> list[TaskRecord]:
         tasks = self._scheduler.tasks
         if question.text:
             return [task for task in tasks.values() if question.text in names_of(task)]

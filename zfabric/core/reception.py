@@ -208,6 +208,11 @@ class Reception:
             counter or 0,
         )
         self._board.say(record, welcome)
+        if self.journal is not None and self.journal.trouble:
+            # That it began is not written either.
+            record.session.hold()
+            if record.hello.role == m.CLIENT:
+                self._board.say(record, m.Alarm(self.journal.trouble))
 
     # --- they end -----------------------------------------------------------------------------
 

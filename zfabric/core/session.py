@@ -48,6 +48,8 @@ to wait for, 16 ms at 1 Gbit/s."""
 PATIENCE = 8
 """Beats."""
 
+_NACK = wire.encode_body(Nack(0)).kind
+
 
 class Session:
     """One end of a session.
@@ -80,6 +82,7 @@ class Session:
         "gaps",
         "last_heard",
         "lane_nbytes",
+        "held",
         "load",
         "nbytes",
         "posted",
@@ -121,6 +124,8 @@ class Session:
         self.relayed = 0
         """Bytes of Relays from the peer, and how many of them it was told of:"""
         self._relay_told = 0
+        self.held = False
+        """See hold()."""
         self._queue = 0
         """Where next_frames() found what it gave: _CONTROL, _OUTBOX or _LANE."""
         self._starts: dict[int, bytes] = {}
@@ -157,7 +162,7 @@ class Session:
 
     def next_frames(self) -> Frames | None:
         """The next message due on the wire; None when there is none or the window is full."""
-        cursor = self._cursor
+        cursor = self._cursor if not self.held else len(self._outbox)
         seq = 0
         if self._control:
             self._queue = _CONTROL
@@ -178,7 +183,8 @@ class Session:
         start = starts.get(body.kind)
         if start is None:
             start = starts[body.kind] = wire.header_start(body.kind, self.token, self.epoch)
-        return [start + wire.header_end(seq, self.received), *body.frames]
+        ack = self.received if not self.held else 0
+        return [start + wire.header_end(seq, ack), *body.frames]
 
     def sent(self) -> None:
         """The transport took what next_frames() gave."""
@@ -190,8 +196,9 @@ class Session:
             body = self._lane.popleft()
             self.lane_nbytes -= body.nbytes
             self._relay_sent += _relayed(body.frames[1:])
-        self._ack_told = self.received
-        self._bytes_told = 0
+        if not self.held:
+            self._ack_told = self.received
+            self._bytes_told = 0
 
     def reconnected(self) -> None:
         """The connection broke: whatever is unacked goes out again, behind a Beat that shows
@@ -200,6 +207,17 @@ class Session:
         self._nacked = 0
         self._relay_sent = self._relay_heard
         self._beat()
+
+    def hold(self) -> None:
+        """Until let_go() nothing goes out that is in sequence, and nothing that acknowledges."""
+        self.held = True
+        kept = [body for body in self._control if body.kind != _NACK]
+        self._control.clear()
+        self._control.extend(kept)
+
+    def let_go(self) -> None:
+        """All may go out again, and what was not taken in meanwhile is asked for."""
+        self.held = False
 
     def pause(self) -> None:
         """The other end is not the one that we spoke with: until go_on() only what is not in
@@ -225,6 +243,11 @@ class Session:
         return len(self._outbox) >= settings.window or self.nbytes >= settings.window_bytes
 
     @property
+    def n_control(self) -> int:
+        """Messages out of sequence that wait for the link."""
+        return len(self._control)
+
+    @property
     def n_unacked(self) -> int:
         """Messages that the peer may not have."""
         return len(self._outbox)
@@ -233,7 +256,9 @@ class Session:
     def has_unsent(self) -> bool:
         """Whether next_frames() would give one."""
         cursor = self._cursor
-        if self._control or (cursor < len(self._outbox) and cursor < self._settings.window):
+        if self._control:
+            return True
+        if cursor < len(self._outbox) and cursor < self._settings.window and not self.held:
             return True
         return bool(self._lane) and self._relay_sent - self._relay_heard < RELAY_WINDOW
 
@@ -304,6 +329,8 @@ class Session:
                 self._relay_sent = self._relay_heard
 
     def _complain(self) -> None:
+        if self.held:
+            return
         expected = self.received + 1
         if self._nacked != expected:
             self._nacked = expected

@@ -37,12 +37,14 @@ from zfabric.messages import (
     CANCELLED,
     LOST,
     MAX_FUNCTIONS,
+    QUERIES,
     STORED,
     Ask,
     Cancel,
     Inventory,
     Message,
     Output,
+    Query,
     Register,
     Release,
     Results,
@@ -113,6 +115,10 @@ class Submitter:
         self._releases_after = 0
         self._open: dict[int, Ask] = {}
         """Questions without an answer so far."""
+        self.alarm = ""
+        """Why the broker takes no work now."""
+        self._aside: dict[int, Ask] = {}
+        """Of the open questions those that were only put out of sequence so far."""
         self.output = OutputShelf()
         """What tasks have written."""
         self._cancelled: set[int] = set()
@@ -418,7 +424,13 @@ class Submitter:
     def ask(self, request: int, what: str, about: Sequence[int] = (), text: str = "") -> None:
         """Put a question to the broker. About tasks: behind the rows that name them."""
         question = self._open[request] = Ask(request, what, about, text)
-        if about:
+        if self.alarm and what in QUERIES:
+            self._aside[request] = question
+        else:
+            self._queue(question)
+
+    def _queue(self, question: Ask) -> None:
+        if question.about:
             self._name(question)
         else:
             self._urgent.append(question)
@@ -426,9 +438,29 @@ class Submitter:
     def answered(self, request: int) -> None:
         """A question needs no answer any more."""
         self._open.pop(request, None)
+        self._aside.pop(request, None)
+
+    def queries(self) -> list[Query]:
+        """While there is an alarm: the open questions that are answered in spite of it. They may be
+        lost, so they are put again now and then."""
+        if not self.alarm:
+            return []
+        return [Query(*ask) for ask in list(self._open.values()) if ask.what in QUERIES]
+
+    def alarmed(self, text: str) -> bool:
+        """The broker raised an alarm, or ("") says that it is over. Whether that is news."""
+        is_news = bool(text) is not bool(self.alarm)
+        self.alarm = text
+        if not text:
+            for question in list(self._aside.values()):
+                self._queue(question)
+            self._aside.clear()
+        return is_news
 
     def ask_again(self) -> list[Ask]:
         """After a restart of the broker: the questions that it may have taken in and forgotten."""
+        self.alarm = ""
+        self._aside.clear()
         queued = {id(message) for message in self._urgent}
         queued.update(id(message) for _, message in self._named)
         return [question for question in list(self._open.values()) if id(question) not in queued]
@@ -450,6 +482,8 @@ class Submitter:
         self._due_releases = 0
         self._cancelled.clear()
         self._open.clear()
+        self._aside.clear()
+        self.alarm = ""
         lost = [o for o in list(table.values()) if o.status == PENDING or o.status == STORED]
         self._settle(lost, LOST, msgpack.packb([text]))
         return [o for o in lost if o.waiters is not None]

@@ -216,8 +216,6 @@ class BrokerLoop:
         """Whether all that this session may send now has been taken by its link."""
         if record.peer is None:
             return True  # _route makes it dirty again
-        if self._journal is not None and record in self._journal.withheld:
-            return False
         session = record.session
         counts = self.machine.counts
         send = self.listener.send

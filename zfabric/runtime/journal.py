@@ -18,7 +18,6 @@ from pathlib import Path
 
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
-from zfabric.core.session_record import SessionRecord
 from zfabric.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -188,35 +187,30 @@ def _why_unusable(path: Path, exc: sqlite3.Error) -> str:
 
 
 class JournalKeeper:
-    """Writes each turn of a broker's machine to its journal.
-
-    withheld: sessions that must hear nothing, as what they would hear is not written yet.
-    """
+    """Writes each turn of a broker's machine to its journal."""
 
     def __init__(self, journal: Journal, machine: BrokerMachine) -> None:
         self._journal = journal
         self._machine = machine
-        self.withheld: set[SessionRecord] = set()
         self._write_at = 0.0
 
     def write(self, now: float) -> None:
         """This turn's entries to the disk, before anything that follows from them is sent.
 
-        While that fails, sessions that this turn spoke with or about hear nothing, messages that
-        would have to be written are not taken in, and it is tried again now and then.
+        While that fails, nobody hears of what would have to be written, no more of it is taken
+        in, and it is tried again now and then.
         """
         machine, journal = self._machine, self._journal
         assert machine.journal is not None
         entries = machine.journal.take()
-        if not self.withheld:
+        if not machine.journal.trouble:
             if not entries:
                 return
             try:
                 journal.commit(entries, machine.snapshot)
             except JournalFailed as exc:
-                machine.journal.trouble = str(exc)
+                machine.cannot_write(str(exc))
                 log.error("%s; no work is taken until it can", exc)
-                self.withheld.update(machine.sessions.values())
                 self._write_at = now + RETRY_S
             return
         if now < self._write_at:
@@ -225,8 +219,7 @@ class JournalKeeper:
         try:
             journal.recover(machine.snapshot)
         except JournalFailed as exc:
-            machine.journal.trouble = str(exc)
+            machine.cannot_write(str(exc))
             return
         log.warning("the journal %s can be written again", journal.path)
-        machine.journal.trouble = ""
-        self.withheld.clear()
+        machine.can_write()

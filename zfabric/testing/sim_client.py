@@ -247,14 +247,21 @@ class SimClient(Node):
                 self._begin(self.agenda.now)
             else:
                 raise InternalError(f"the broker refused client {self.name}: {message}")
-        elif kind is m.Answer:
+        elif kind is m.Answer or kind is m.Reply:
             self._take_answer(message)
+        elif kind is m.Alarm:
+            self.submitter.alarmed(message.text)
+            self._put_queries()
         elif kind is m.Locked:
             self.locks.answered(message)
         else:
             raise InternalError(f"a client got {message}")
 
-    def _take_answer(self, message: m.Answer) -> None:
+    def _put_queries(self) -> None:
+        for query in self.submitter.queries():
+            self.session.post(query)
+
+    def _take_answer(self, message: m.Answer | m.Reply) -> None:
         self.submitter.answered(message.request)
         if message.request == self._page:
             self._take_page(unpackb(message.payload))
@@ -348,6 +355,8 @@ class SimClient(Node):
             self._requests += 1
             self._asked[self._requests] = len(pending)
             self.submitter.ask(self._requests, "why", pending)
+            if self.welcomed:
+                self._put_queries()
 
     def call(
         self,

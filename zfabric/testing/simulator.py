@@ -80,6 +80,8 @@ class SimBroker(Node):
         """disk: the journal's entries; None: there is none."""
         super().__init__(agenda)
         self.disk = disk
+        self.full_until = 0.0
+        """Until when its disk takes nothing."""
         self.dies_in_turn = ""
         """Where in its next turn it is killed: "before" it writes, or "after" that."""
         self.clients: list[SimClient] = []
@@ -137,7 +139,7 @@ class SimBroker(Node):
             self.die()
             return NEVER
         if self.disk is not None:
-            self._write(self.disk)
+            self._write(self.disk, now)
         if self.dies_in_turn:
             self.die()
             return NEVER
@@ -157,12 +159,21 @@ class SimBroker(Node):
         bad = [key for key in machine.counts if key.startswith("bad:")]
         if bad:
             raise InternalError(f"a peer broke the protocol: {bad}")
+        if now < self.full_until:
+            wake = min(wake, self.full_until)
         return min(wake, self._tick_at, machine.scheduler.due_at)
 
-    def _write(self, disk: list[Entry]) -> None:
-        assert self.machine.journal is not None
-        entries = self.machine.journal.take()
-        if entries and self.agenda.rng.random() < 0.02:
+    def _write(self, disk: list[Entry], now: float) -> None:
+        machine = self.machine
+        assert machine.journal is not None
+        entries = machine.journal.take()
+        if machine.journal.trouble or (entries and now < self.full_until):
+            if now < self.full_until:
+                machine.cannot_write("the disk is full")
+            else:
+                disk[:] = machine.snapshot()
+                machine.can_write()
+        elif entries and self.agenda.rng.random() < 0.02:
             disk[:] = self.machine.snapshot()
         else:
             disk.extend(entries)
@@ -224,6 +235,8 @@ class Simulation:
         self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
         # Swarm testing: each run knows some of the faults only, so that each gets its room.
         self.faults = [fault for fault in FAULTS if rng.random() < 0.4]
+        if self.disk is not None and seed % 11 == 2:
+            self.faults.append("full_disk")
         self.n_faults = 0
         self.log: list[str] = []
 
@@ -436,6 +449,8 @@ class Simulation:
             self._stop(rng.choice(clients))
         elif fault == "stop_broker":
             self._stop(self.broker)
+        elif fault == "full_disk":
+            self.broker.full_until = self.agenda.now + rng.choice([0.1, 2.0, 5.0, 15.0])
         elif fault == "restart" and self.broker.alive:
             if (self.uses_locks or self.uses_runs) and (where := rng.choice(["", *IN_TURN])):
                 self.broker.dies_in_turn = where

@@ -232,9 +232,25 @@ def _read_register(f: list[Any], bulk: Bulk) -> m.Register:
     return m.Register(ids, sizes, holders)
 
 
-def _read_ask(f: list[Any], bulk: Bulk) -> m.Ask:
+def _question_reader(kind: type[Any]) -> Callable[[list[Any], Bulk], m.Message]:
+    def read(f: list[Any], bulk: Bulk) -> m.Message:
+        _no_bulk(bulk)
+        question: m.Message = kind(
+            read_int(f[0]), read_text(f[1], 64), read_ids(f[2]), read_text(f[3])
+        )
+        return question
+
+    return read
+
+
+def _read_alarm(f: list[Any], bulk: Bulk) -> m.Alarm:
     _no_bulk(bulk)
-    return m.Ask(read_int(f[0]), read_text(f[1], 64), read_ids(f[2]), read_text(f[3]))
+    return m.Alarm(read_text(f[0]))
+
+
+def _read_reply(f: list[Any], bulk: Bulk) -> m.Reply:
+    _no_bulk(bulk)
+    return m.Reply(read_int(f[0]), read_bytes(f[1]))
 
 
 def _read_admit(f: list[Any], bulk: Bulk) -> m.Admit:
@@ -422,6 +438,10 @@ def _ids_reader(message: Callable[[list[int]], m.Message]) -> Callable[..., m.Me
     return read
 
 
+def _pack_question(x: Any) -> tuple[Any, ...]:
+    return x.request, x.what, pack_ids(x.about), x.text
+
+
 def _pack_column(x: Any) -> Any:
     return (pack_ids(x.ids),)
 
@@ -519,7 +539,7 @@ _KINDS: dict[int, _Kind] = {
         _read_register,
         3,
     ),
-    22: _Kind(m.Ask, True, lambda x: (x.request, x.what, pack_ids(x.about), x.text), _read_ask, 4),
+    22: _Kind(m.Ask, True, _pack_question, _question_reader(m.Ask), 4),
     23: _Kind(m.Answer, True, lambda x: (x.request, x.payload), _read_answer, 2),
     24: _Kind(
         m.Results,
@@ -609,6 +629,9 @@ _KINDS: dict[int, _Kind] = {
         4,
     ),
     110: _Kind(m.Admit, True, lambda x: (x.keys,), _read_admit, 1),
+    120: _Kind(m.Alarm, False, lambda x: (x.text,), _read_alarm, 1),
+    121: _Kind(m.Query, False, _pack_question, _question_reader(m.Query), 4),
+    122: _Kind(m.Reply, False, lambda x: (x.request, x.payload), _read_reply, 2),
 }
 
 
