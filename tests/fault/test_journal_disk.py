@@ -7,15 +7,21 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.journalled import Journalled
+from zfabric import Client
 from zfabric.errors import ConfigError
 from zfabric.runtime.journal import Journal, JournalFailed
 
 pytestmark = pytest.mark.fault
+
+ROUNDS = 10 if "FAULT_SECONDS" in os.environ else 1
 
 WRITER = """
 import sys
@@ -128,3 +134,101 @@ def test_row_12_a_full_disk_takes_whole_turns_or_none(small_disk: Path) -> None:
     book.commit([(1, b""), (2, b"%d" % (n + 1))], list)
     book.close()
     assert turns(small_disk.parent / "room" / "journal") == n + 1
+
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* Whether this call fails: the file EIO_GATE.call exists, and fd is a file named EIO_PATH... */
+static int fails(int fd, const char *call) {
+    char gate[4096], link[64], path[4096];
+    snprintf(gate, sizeof gate, "%s.%s", getenv("EIO_GATE"), call);
+    if (access(gate, F_OK)) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    const char *prefix = getenv("EIO_PATH");
+    if (n < 0 || strncmp(path, prefix, strlen(prefix))) return 0;
+    errno = EIO;
+    return 1;
+}
+
+#define REAL(name) __typeof__(name) *real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
+
+int fsync(int fd) { REAL(fsync); return fails(fd, "sync") ? -1 : real(fd); }
+int fdatasync(int fd) { REAL(fdatasync); return fails(fd, "sync") ? -1 : real(fd); }
+ssize_t pwrite(int fd, const void *from, size_t n, off_t at) {
+    REAL(pwrite); return fails(fd, "write") ? -1 : real(fd, from, n, at);
+}
+ssize_t pwrite64(int fd, const void *from, size_t n, off64_t at) {
+    REAL(pwrite64); return fails(fd, "write") ? -1 : real(fd, from, n, at);
+}
+"""
+
+
+def audited(path: str, name: str) -> str:
+    with open(path, "a") as file:
+        file.write(f"{name}\n")
+    return name
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="a disk that fails needs a C compiler")
+@pytest.mark.parametrize("call", ["sync", pytest.param("write", marks=pytest.mark.slow)])
+def test_row_12_a_failing_disk_is_not_trusted(
+    call: str, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """fsync, or write, gives EIO for a while: nothing is acknowledged, the journal goes on in a
+    new file, and all that it acknowledges afterwards survives kill -9."""
+    source, shim, gate = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / f"gate.{call}"
+    source.write_text(SHIM)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    journal, audit = tmp_path / "journal", tmp_path / "audit"
+    environ = {"LD_PRELOAD": str(shim), "EIO_GATE": f"{tmp_path}/gate", "EIO_PATH": str(journal)}
+    with closing(Journalled(tmp_path, **environ)) as fabric, Client(fabric.address) as client:
+        first = client.map(audited, [str(audit)] * 10, [f"a{n}" for n in range(10)])
+        assert client.gather(first) == [f"a{n}" for n in range(10)]
+        before = journal.stat().st_ino
+        gate.touch()
+        waiting = client.map(audited, [str(audit)] * 10, [f"b{n}" for n in range(10)])
+        wait_until(lambda: "cannot be written" in client.info()["journal"], 60.0)
+        assert not any(future.done() for future in waiting)
+        gate.unlink()
+        assert client.gather(waiting) == [f"b{n}" for n in range(10)]
+        assert journal.stat().st_ino != before
+        assert not list(tmp_path.glob("journal.*"))
+        fabric.kill_broker()
+        fabric.broker = fabric.start_broker()
+        assert client.submit("".join, first + waiting).result(60) == "".join(
+            f"{letter}{n}" for letter in "ab" for n in range(10)
+        )
+    ran = audit.read_text().split()
+    assert len(ran) == len(set(ran)) == 20
+
+
+def test_row_10_a_live_brokers_log_is_torn_behind_what_it_acknowledged(tmp_path: Path) -> None:
+    """kill -9, and of what was not synced any part is lost: what was told stays."""
+    audit, log = tmp_path / "audit", tmp_path / "journal-wal"
+    rng = random.Random(10)
+    done: list[str] = []
+    with closing(Journalled(tmp_path)) as fabric, Client(fabric.address) as client:
+        for turn in range(ROUNDS):
+            names = [f"{turn}.{n}" for n in range(10)]
+            told = client.map(audited, [str(audit)] * 10, names)
+            assert client.gather(told) == names
+            synced = log.stat().st_size
+            late = client.map(audited, [str(audit)] * 10, [f"late {name}" for name in names])
+            fabric.kill_broker()
+            size = log.stat().st_size
+            os.truncate(log, rng.randint(min(synced, size), size))
+            fabric.broker = fabric.start_broker()
+            assert client.gather(late) == [f"late {name}" for name in names]
+            assert client.submit("".join, told).result(60) == "".join(names)
+            done += names
+    ran = audit.read_text().splitlines()
+    assert sorted(name for name in ran if "late" not in name) == sorted(done)

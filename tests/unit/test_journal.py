@@ -335,6 +335,27 @@ def test_a_full_disk_is_told_and_got_over(tmp_path: Path) -> None:
     book.close()
 
 
+@pytest.mark.parametrize("log_is_gone", [False, True])
+def test_a_rotation_that_was_cut_short_is_finished(tmp_path: Path, log_is_gone: bool) -> None:
+    book = runtime.Journal(tmp_path / "j")
+    book.commit([(1, b"old")], list)
+    runtime._write_whole(tmp_path / "j.new", [(1, b"new"), (2, b"newer")], 7)
+    (tmp_path / "j.part").write_bytes(b"half of another one")
+    for name in ("j", "j-wal"):  # as kill -9 leaves them
+        if name == "j" or not log_is_gone:
+            (tmp_path / f"copy{name[1:]}").write_bytes((tmp_path / name).read_bytes())
+    book.close()
+    (tmp_path / "j.new").rename(tmp_path / "copy.new")
+    book = runtime.Journal(tmp_path / "copy")
+    assert list(book.entries()) == [(1, b"new"), (2, b"newer")]
+    assert book.generation == 8
+    assert not (tmp_path / "copy.new").exists()
+    book.recover(lambda: [(3, b"newest")])
+    book.commit([(4, b"and later")], list)
+    assert list(book.entries()) == [(3, b"newest"), (4, b"and later")]
+    book.close()
+
+
 def test_a_client_whose_first_welcome_was_lost_is_told_what_ends() -> None:
     """It does not know that there was a broker before, so it does not say what it has heard."""
     scheduler = restored(Written().written())

@@ -6,6 +6,12 @@ checksums and recovery after a crash are SQLite's.
 
 When the entries written since the last snapshot outweigh it, one transaction puts a snapshot of
 all that is alive in place of everything, so the file stays in proportion to what is alive.
+
+After a failure nothing is trusted that the file seems to hold: when a sync fails, the kernel may
+have dropped what was not written, and reads on from its cache as if it were there. So a snapshot
+goes to a new file, which takes the journal's place when it is on the disk: FILE.part is written and
+synced, becomes FILE.new, FILE-wal goes, FILE.new becomes FILE. Whoever opens a journal and finds a
+FILE.new finishes that first; it is complete, while a FILE.part may not be.
 """
 
 from __future__ import annotations
@@ -58,6 +64,10 @@ class Journal:
 
     def _open(self) -> None:
         path = self.path
+        try:
+            _finish_rotation(path.resolve())
+        except OSError as exc:
+            raise ConfigError(f"the journal {path} cannot be opened: {exc}") from exc
         if path.exists() and path.stat().st_size and not _looks_like_sqlite(path):
             raise ConfigError(f"{path} is not a journal of zfabric; nothing was changed")
         try:
@@ -95,13 +105,7 @@ class Journal:
                 if text != "ok":
                     raise sqlite3.DatabaseError(text)
         db.execute("BEGIN IMMEDIATE")
-        db.execute(f"PRAGMA application_id={APPLICATION}")
-        db.execute(f"PRAGMA user_version={FORMAT}")
-        db.execute(
-            "CREATE TABLE IF NOT EXISTS entries"
-            " (number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, data BLOB NOT NULL)"
-        )
-        db.execute("CREATE TABLE IF NOT EXISTS starts (generation INTEGER PRIMARY KEY)")
+        _lay_out(db)
         db.execute("INSERT INTO starts DEFAULT VALUES")
         (self.generation,) = db.execute("SELECT max(generation) FROM starts").fetchone()
         db.execute("DELETE FROM starts WHERE generation < ?", (self.generation,))
@@ -133,14 +137,22 @@ class Journal:
         self._kept, self._nbytes = kept, 0
 
     def recover(self, snapshot: Callable[[], Iterable[Entry]]) -> None:
-        """After a failure: what the file holds now is uncertain, so open it again and write all
-        that is alive. Raises JournalFailed when that does not work yet."""
-        self.close()
+        """After a failure: a new file with all that is alive takes the place of the old one.
+        Raises JournalFailed when that does not work yet; what was acknowledged is in the old one.
+        """
+        real = self.path.resolve()
+        try:
+            kept = _write_whole(_beside(real, ".part"), snapshot(), self.generation)
+            _beside(real, ".part").replace(_beside(real, ".new"))
+            _sync(real.parent)
+        except (OSError, sqlite3.Error) as exc:
+            raise JournalFailed(f"the journal {self.path} cannot be written: {exc}") from exc
+        self.close()  # not before: it keeps others from the file
         try:
             self._open()
         except ConfigError as exc:
             raise JournalFailed(str(exc)) from exc
-        self.rewrite(snapshot)
+        self._kept, self._nbytes = kept, 0
 
     def _write(self, entries: Iterable[Entry], anew: bool = False) -> int:
         db = self._db
@@ -169,6 +181,67 @@ class Journal:
             self._db.close()
         except sqlite3.Error as exc:
             log.warning("closing the journal %s: %s", self.path, exc)
+
+
+def _lay_out(db: sqlite3.Connection) -> None:
+    """What a journal's file has besides entries."""
+    db.execute(f"PRAGMA application_id={APPLICATION}")
+    db.execute(f"PRAGMA user_version={FORMAT}")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS entries"
+        " (number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, data BLOB NOT NULL)"
+    )
+    db.execute("CREATE TABLE IF NOT EXISTS starts (generation INTEGER PRIMARY KEY)")
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _write_whole(path: Path, entries: Iterable[Entry], generation: int) -> int:
+    """A file with these entries, on the disk when this returns. Returns their bytes.
+
+    Raises OSError, sqlite3.Error; then the file is of no use.
+    """
+    for suffix in ("", "-journal"):
+        _beside(path, suffix).unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    counted = list(entries)
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode=OFF")  # nothing of it is needed unless all is there
+        db.execute("BEGIN IMMEDIATE")
+        _lay_out(db)
+        db.execute("INSERT INTO starts VALUES (?)", (generation,))
+        db.executemany("INSERT INTO entries (kind, data) VALUES (?, ?)", counted)
+        db.execute("COMMIT")
+    finally:
+        db.close()
+    _sync(path)
+    return sum(len(data) for _, data in counted)
+
+
+def _finish_rotation(path: Path) -> None:
+    """Put a complete new file in a journal's place, if there is one."""
+    new = _beside(path, ".new")
+    if not new.exists():
+        return
+    # Its log goes first: SQLite would take it for that of the new file. Until the new one stands
+    # in its place a crash leads here again.
+    for suffix in ("-wal", "-shm"):
+        _beside(path, suffix).unlink(missing_ok=True)
+    _sync(path.parent)
+    new.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """A file's bytes, or a directory's names, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _looks_like_sqlite(path: Path) -> bool:
