@@ -421,6 +421,8 @@ class Inventory(NamedTuple):
     sizes: Sequence[int]
     credit: int
     """Workers: rows, these included, that it is willing to hold. 0: another part follows."""
+    n_dropped: int = 0
+    """How many of the rows, the last ones, it was told to drop: they run on until they are dead."""
 
 
 class Explain(NamedTuple):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.broker_house import House, Peer
 from zfabric import messages as m
+from zfabric.config import Settings
 from zfabric.core.outcomes import stored_payload
 from zfabric.core.supervisor import Supervisor
 from zfabric.core.tasks import ASSIGNED, DONE, READY
 from zfabric.messages import CANCELLED, ERROR, STORED, VALUE
-from zfabric.testing.bench import Bench, results, run, tid
+from zfabric.testing.bench import FN, FUNCTION, Bench, results, run, tid
 
 BIG = 1 << 20
 
@@ -143,11 +145,87 @@ def test_a_worker_tells_unheard_ends_again_and_what_it_has() -> None:
 
 
 def test_a_long_inventory_comes_in_parts() -> None:
-    from zfabric.config import Settings
-
     worker = Supervisor(1, settings=Settings(batch_rows=3), now=0.0)
     for value in range(7):
         worker.value_put(value, BIG)
     parts = worker.rejoin(0.0)
     assert [list(part.values) for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [part.credit > 0 for part in parts] == [False, False, True]
+
+
+def device() -> m.TaskOptions:
+    return m.TaskOptions(resources={"GPU": 1})
+
+
+def at_a_broker() -> tuple[House, Peer, Peer]:
+    """A client, and a worker with one device and room for two rows, of which one uses it."""
+    house = House()
+    client = house.peer(1).greet()
+    worker = house.peer(2, m.WORKER, slots=2, resources={"GPU": 1.0}).greet()
+    submit = m.Submit([FUNCTION], [tid(1)], [FN], [b""], (), [(0, device())])
+    client.say(submit)
+    return house, client, worker
+
+
+def comes_back(house: House, old: Peer, token: int, told: m.Inventory) -> Peer:
+    house.machine.gone(old.link, house.now)
+    house.pass_time(1.0)
+    new = house.peer(token, m.WORKER, slots=2, resources={"GPU": 1.0}, previous=old.session.token)
+    new.greet().say(told)
+    return new
+
+
+def used(house: House, worker: Peer) -> int:
+    return house.machine.scheduler.workers[worker.number].used.get("GPU", 0) // 1_000_000
+
+
+def runs(peer: Peer) -> list[int]:
+    return [id_ for message in peer.heard if isinstance(message, m.Run) for id_ in message.ids]
+
+
+def test_a_device_is_taken_until_the_dropped_row_of_before_has_ended() -> None:
+    house, client, old = at_a_broker()
+    assert runs(old) == [tid(1)]
+    house.machine.gone(old.link, house.now)
+    house.pass_time(1.0)
+    client.say(m.Cancel([tid(1)]))
+    client.say(m.Submit([], [tid(2)], [FN], [b""], (), [(0, device())]))
+    new = comes_back(house, old, 3, inventory((1, 1)))
+    assert new.heard[-1] == m.Drop([tid(1)])
+    new.say(m.Done([tid(1)], [1], bytes([CANCELLED]), [b""], 2))
+    assert runs(new) == [tid(2)] and used(house, new) == 1
+    assert not house.machine.scheduler.workers[new.number].ending
+
+
+def test_so_it_is_for_a_row_that_was_dropped_before_its_worker_was_cut_off() -> None:
+    house, client, old = at_a_broker()
+    client.say(m.Cancel([tid(1)]))
+    house.deliver()
+    assert old.heard[-1] == m.Drop([tid(1)])
+    client.say(m.Submit([], [tid(2)], [FN], [b""], (), [(0, device())]))
+    between = comes_back(house, old, 3, inventory((1, 1), credit=0)._replace(n_dropped=1))
+    again = comes_back(house, between, 4, inventory((1, 1))._replace(n_dropped=1))
+    assert not runs(again) and used(house, again) == 1
+    assert not any(isinstance(message, m.Drop) for message in again.heard)
+    again.say(m.Returned([tid(1)], [1], 2))
+    assert runs(again) == [tid(2)]
+
+
+def test_what_a_worker_has_not_told_of_has_ended() -> None:
+    house, client, old = at_a_broker()
+    client.say(m.Cancel([tid(1)]))
+    client.say(m.Submit([], [tid(2)], [FN], [b""], (), [(0, device())]))
+    new = comes_back(house, old, 3, inventory())
+    assert runs(new) == [tid(2)] and used(house, new) == 1
+
+
+def test_a_worker_tells_last_of_rows_that_are_still_dying() -> None:
+    worker = Supervisor(1, settings=Settings(batch_rows=2), now=0.0)
+    number = worker.effects(0.0)[0].slot  # type: ignore[union-attr]
+    worker.slot_started(number, 0.0)
+    worker.run(run(1, 2, 3, 4, functions=[(7, "f", b"f")])._replace(fns=[7] * 4))
+    worker.effects(0.0)
+    worker.drop([tid(1)])
+    parts = worker.rejoin(0.0)
+    assert [list(part.ids) for part in parts] == [[tid(2), tid(3)], [tid(4), tid(1)]]
+    assert [part.n_dropped for part in parts] == [0, 1]

@@ -22,6 +22,10 @@ FEW_BYTES = 64 * 1024
 """Inputs below this move faster than it takes to wait for anybody."""
 
 
+Ending = dict[tuple[int, int], dict[str, float]]
+"""Attempts of rows, and the resources that they occupy."""
+
+
 class WorkerRecord:
     """A worker session, and the rows that go out to it at the end of this turn."""
 
@@ -34,6 +38,7 @@ class WorkerRecord:
         "ending",
         "fns",
         "forgets",
+        "former",
         "frees",
         "functions",
         "gives",
@@ -87,9 +92,12 @@ class WorkerRecord:
         """Rows that it is willing to hold; its own word from its first Done on."""
         self.rows: dict[int, TaskRecord] = {}
         """What it holds, in the order of assignment."""
-        self.ending: dict[tuple[int, int], dict[str, float]] = {}
+        self.ending: Ending = {}
         """(id, attempt) of rows that it was told to drop, with the resources that they occupy
         until it says that they have ended. Only those that occupy any."""
+        self.former: Ending = {}
+        """The same of its session before this one, until it has told what it has. Of a worker that
+        left: of all its rows."""
         self.values: set[int] = set()
         """Ids of the values that are in its store."""
         self.known: dict[int, None] = {}

@@ -18,6 +18,7 @@ from zfabric.core.direct import DirectSession
 from zfabric.core.greeting import why_not
 from zfabric.core.journal import JournalWriter
 from zfabric.core.locks import Locks
+from zfabric.core.placement import Ending
 from zfabric.core.questions import Questions
 from zfabric.core.restart import Restart
 from zfabric.core.runs import Runs
@@ -27,6 +28,9 @@ from zfabric.core.session_record import Peer, SessionRecord, saved_session, work
 from zfabric.core.switchboard import Switchboard
 from zfabric.errors import RemoteProtocolError
 from zfabric.wire import Header
+
+FORMER_KEPT = 1024
+"""Workers that are gone, and of which is remembered what their rows occupy."""
 
 
 class Reception:
@@ -58,6 +62,8 @@ class Reception:
         self._version = version
         self._python = python
         self._next_number = first_number
+        self._former: dict[int, Ending] = {}
+        """By the tokens of workers that left, oldest first; only of those with resources in use."""
 
     def restore(self, restart: Restart, now: float) -> None:
         """Go on where the journal ends. Peers come back by themselves."""
@@ -185,7 +191,9 @@ class Reception:
         record = SessionRecord(number, name, hello, session)
         board.add(record)
         if hello.role == m.WORKER:
-            scheduler.worker_joined(worker_record(number, name, hello, now), now)
+            worker = worker_record(number, name, hello, now)
+            worker.former = self._former.pop(hello.previous, {})
+            scheduler.worker_joined(worker, now)
             board.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
             scheduler.client_joined(number, name, hello.depth, user)
@@ -257,7 +265,11 @@ class Reception:
             tell = self.journal.left if role == m.WORKER else self.journal.end
             tell(record.session.token)
         if role == m.WORKER:
-            self._scheduler.worker_left(record.number, why, now, may_return=may_return)
+            worker = self._scheduler.worker_left(record.number, why, now, may_return=may_return)
+            if worker.former:
+                self._former[record.session.token] = worker.former
+                if len(self._former) > FORMER_KEPT:
+                    del self._former[next(iter(self._former))]
             board.post(self._questions.worker_left(record.number))
         else:
             self._scheduler.client_left(record.number)

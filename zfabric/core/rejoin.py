@@ -31,16 +31,23 @@ def ended_again(unacked: Iterable[Done], pending: DoneColumns) -> DoneColumns:
 
 
 def inventory(done: DoneColumns, table: RowTable, credit: int, most: int) -> list[Inventory]:
-    """All rows and values, in parts of at most `most` of each; only the last tells the credit."""
+    """All rows and values, in parts of at most `most` of each; only the last tells the credit.
+    Rows that were dropped and are still in a slot come last."""
     ids = list(done[0])
     attempts = list(done[1])
     for entry in table.rows.values():
         ids.append(entry[0])
         attempts.append(entry[1])
+    n_wanted = len(ids)
+    for id_, attempt in sorted(table.dropped):
+        ids.append(id_)
+        attempts.append(attempt)
     values, sizes = list(table.held), list(table.held.values())
     parts = []
     for start in range(0, max(len(ids), len(values), 1), most):
         part = slice(start, start + most)
-        parts.append(Inventory(ids[part], attempts[part], values[part], sizes[part], 0))
+        n_dropped = max(0, min(start + most, len(ids)) - max(start, n_wanted))
+        rows = Inventory(ids[part], attempts[part], values[part], sizes[part], 0, n_dropped)
+        parts.append(rows)
     parts[-1] = parts[-1]._replace(credit=max(1, credit))
     return parts

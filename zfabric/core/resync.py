@@ -6,6 +6,7 @@ It says what it has (`messages.Inventory`), and the broker keeps of that what st
     is taken back under its own number. In all other cases the row is dropped: the task has ended,
     was released or cancelled, or is another worker's under a later number, and two attempts never
     count. An attempt that the broker has heard the end of is not taken back.
+    What a dropped row occupies, such as a device, is free only when the worker tells of its end.
   - A value is a copy more of a value that is known, or the end of a task that has none yet.
   - A client is told how those tasks ended of which it has not heard.
 
@@ -27,10 +28,17 @@ def worker_came_back(table: TaskTable, worker: WorkerRecord, message: m.Inventor
         task = tasks.get(id_)
         if task is None or not _keep_value(table, worker, task, nbytes):
             worker.frees.append(id_)
-    for id_, attempt in zip(message.ids, message.attempts, strict=True):
+    rows = list(zip(message.ids, message.attempts, strict=True))
+    n_wanted = len(rows) - message.n_dropped
+    for id_, attempt in rows[:n_wanted]:
         task = tasks.get(id_)
         if task is None or not _keep_row(table, worker, task, attempt):
             worker.drops.append(id_)
+            _is_ending(worker, id_, attempt)
+    for id_, attempt in rows[n_wanted:]:
+        _is_ending(worker, id_, attempt)
+    if message.credit:
+        worker.former = {}  # what it has not told of has ended
     if worker.drops or worker.frees:
         table.dirty_workers[worker] = None
     worker.credit = message.credit
@@ -90,3 +98,11 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
     if task.dependents:
         table.ahead.extend(task.dependents)
     return True
+
+
+def _is_ending(worker: WorkerRecord, id_: int, attempt: int) -> None:
+    """A row at a worker that is not kept: what it occupied stays so until it has ended."""
+    resources = worker.former.get((id_, attempt))
+    if resources and (id_, attempt) not in worker.ending:
+        worker.ending[id_, attempt] = resources
+        worker.occupy(resources, 1)

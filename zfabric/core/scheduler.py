@@ -117,8 +117,11 @@ class Scheduler:
         self._last_joined = now
         self.table.must_place = True
 
-    def worker_left(self, number: int, why: str, now: float, *, may_return: bool = False) -> None:
-        """A worker is gone: its rows run elsewhere, its values are made again.
+    def worker_left(
+        self, number: int, why: str, now: float, *, may_return: bool = False
+    ) -> WorkerRecord:
+        """A worker is gone: its rows run elsewhere, its values are made again. Returns its record,
+        whose `former` is what its rows occupy if it comes back.
 
         may_return: it did not say so, and may only be cut off. For `dead_s` what only it could run
         waits for it, and does not end as NoWorkerFits.
@@ -128,6 +131,10 @@ class Scheduler:
             self.placer.away.append((now + self.settings.dead_s, worker))
         text = f"worker {worker.name} ({worker.host}, pid {worker.pid}) was lost: {why}"
         rows = list(worker.rows.values())
+        worker.former.update(worker.ending)
+        for row in rows:
+            if row.options.resources:
+                worker.former[row.id, row.attempt] = row.options.resources
         if may_return:  # who says good-bye is nobody's victim
             # Only the first rows can have been running; the others had not started.
             for row in rows[: worker.slots]:
@@ -153,6 +160,7 @@ class Scheduler:
         self.table.let_go()
         # What was to be said to it, to drop its rows for instance, has nobody to hear it.
         self.table.dirty_workers.pop(worker, None)
+        return worker
 
     # --- messages ---------------------------------------------------------------------------------
 

@@ -393,6 +393,8 @@ class SimClient(Node):
         if self.run and rng.random() < 0.8:
             options = replace(options or NO_OPTIONS, key=f"key {self._salt}")
             self.keyed.add(outcome.id)
+        if options is not None and options.resources and self.agenda.on_device is not None:
+            self.agenda.on_device.add(outcome.id)
         row = (outcome.id, fn, payload, [dep.outcome.id for dep in deps] or None, options)
         submitter.rows.append(row)
         self.calls.append(made)

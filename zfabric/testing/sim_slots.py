@@ -173,6 +173,12 @@ class SimSlot:
         """Whether it was in the middle of a row when it died."""
         return self._running is not None
 
+    @property
+    def running(self) -> int:
+        """The id of its row, which holds what it has until its process is known to be dead; 0 for
+        none."""
+        return 0 if self._running is None else self._running.row[0]
+
     def age_s(self, now: float) -> float | None:
         """For how long its row has run; None: it has none."""
         return None if self._running is None else now - self._running.begin

@@ -110,6 +110,7 @@ class SimWorker(Node):
         if now >= self._tick_at:
             self._tick(now)
         self._act(now)
+        self._check_devices()
         if self.machine.failure:
             raise InternalError(self.machine.failure)
         self._speak(now)
@@ -265,6 +266,15 @@ class SimWorker(Node):
 
     def _runs(self, number: int, id_: int) -> bool:
         return self.slots[number].is_running and self.machine.first_row(number) == id_
+
+    def _check_devices(self) -> None:
+        """No two rows run at a time that need a device for themselves."""
+        wanted = self.agenda.on_device
+        if wanted:
+            running = [slot.running for slot in self.slots.values() if slot.running in wanted]
+            if len(running) > 1:
+                text = " and ".join(f"{id_:x}" for id_ in running)
+                raise InternalError(f"{text} share a device of worker {self.name}")
 
     def _act(self, now: float) -> None:
         for _ in range(1000):

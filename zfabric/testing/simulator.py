@@ -485,6 +485,7 @@ class Simulation:
 
     def _restart_broker(self) -> None:
         if not self.broker.alive:
+            self.agenda.on_device = None  # what dropped rows occupy is in no journal
             self.epoch += 1
             self.broker = SimBroker(self.agenda, self.settings, self.epoch, self.disk)
             if self.uses_locks:

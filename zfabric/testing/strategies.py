@@ -144,6 +144,7 @@ def _inventories(draw: st.DrawFn) -> m.Inventory:
         draw(columns(k, u64)),
         draw(columns(k, value_sizes)),
         draw(u63),
+        draw(st.integers(0, n)),
     )
 
 

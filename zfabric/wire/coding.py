@@ -268,7 +268,10 @@ def _read_inventory(f: list[Any], bulk: Bulk) -> m.Inventory:
         raise Malformed("a column has another length than its ids")
     if sizes and max(sizes) > MAX_VALUE:
         raise Malformed("a value is larger than any can be")
-    return m.Inventory(ids, attempts, values, sizes, read_int(f[4]))
+    credit, n_dropped = read_int(f[4]), read_int(f[5])
+    if n_dropped > len(ids):
+        raise Malformed("more rows were dropped than there are")
+    return m.Inventory(ids, attempts, values, sizes, credit, n_dropped)
 
 
 def _read_explain(f: list[Any], bulk: Bulk) -> m.Explain:
@@ -614,9 +617,10 @@ _KINDS: dict[int, _Kind] = {
             pack_ids(x.values),
             pack_ids(x.sizes),
             x.credit,
+            x.n_dropped,
         ),
         _read_inventory,
-        5,
+        6,
     ),
     96: _Kind(m.LinksWanted, False, lambda x: (x.request,), _int_reader(m.LinksWanted), 1),
     97: _Kind(m.LinksTold, False, lambda x: (x.request, x.payload), _read_links_told, 2),
