@@ -17,7 +17,8 @@ from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import SCHEME, MemoryLink
-from zfabric.runtime.slot_values import InFile
+from zfabric.runtime.slabs import Slabs
+from zfabric.runtime.slot_values import InFile, write_all
 from zfabric.runtime.store import Store, Value
 from zfabric.transport import listen
 from zfabric.transport.contract import Poller
@@ -91,6 +92,26 @@ def test_values_come_and_go_by_memory_or_else_by_socket(worker: Worker, door: bo
         assert pump(fetcher, poller, ended) is None, "nobody has it"
     finally:
         fetcher.close()
+
+
+def test_a_value_comes_out_of_the_slab_that_it_shares(worker: Worker) -> None:
+    fds: list[int] = []
+    slabs = Slabs(lambda fd: fds.append(os.dup(fd)))
+    poller, ended = Poller(), list[Any]()
+    fetcher = Fetcher(poller)
+    try:
+        for id_ in (1, 2):
+            _, offset = slabs.write([bytes([id_]) * 70_000], 70_000, write_all)
+            worker.store.put(id_, Value.from_slab([70_000], os.dup(fds[0]), offset))
+        fetcher.fetch(2, 0, [(7, worker.address)], ended.append, monotonic())
+        value = pump(fetcher, poller, ended)
+        assert value.area == b"\2" * 70_000
+        held = worker.store.get(2)
+        assert held is not None and held.slab is not None and value.slab[0] == held.slab[0]
+    finally:
+        fetcher.close()
+        slabs.close()
+        os.close(fds[0])
 
 
 def test_what_a_reader_writes_stays_with_it(worker: Worker) -> None:

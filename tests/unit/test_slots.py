@@ -115,6 +115,30 @@ def test_values_of_every_size_come_back_and_go_in(crew: Callable[..., Crew], kin
         assert (array == np.arange(size // 8)).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_of_middle_size_share_slabs(crew: Callable[..., Crew], kind: str) -> None:
+    c = crew(1, kind)
+    made = c.map(np.full, [(12_500, n) for n in range(100)])  # 10 MB in slabs of 4 MiB
+    totals = [c.submit(np.sum, Future(id_), deps=[(id_, LOCAL, 0)]) for id_ in made[::20]]
+    c.wait(*made, *totals)
+    slabs = set()
+    for n, id_ in enumerate(made):
+        value = c.store.get(id_)
+        assert value is not None and value.slab is not None
+        slabs.add(value.slab[0])
+        assert (loads(layout.split(value.area, value.sizes)) == n).all()
+    assert len(slabs) <= 4
+    assert [c.value(id_) for id_ in totals] == [12_500 * n for n in range(0, 100, 20)]
+
+
+def test_a_result_in_a_slab_does_not_wait_for_a_long_row(crew: Callable[..., Crew]) -> None:
+    c = crew(1)
+    c.wait(*c.map(add, [(i, 1) for i in range(300)]))
+    made = c.map(np.full, [(12_500, n) for n in range(10)])
+    c.submit(time.sleep, 3600)
+    c.wait(*made)
+
+
 def test_stored_values_are_shared_and_stay_as_they_are(crew: Callable[..., Crew]) -> None:
     c = crew(1)
     made = c.submit(np.zeros, 100_000)
@@ -387,6 +411,18 @@ def test_a_slot_process_imports_little() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_record_that_names_a_slab_which_never_came_is_an_error_of_that_slot() -> None:
+    ours, theirs = socket.socketpair()
+    link = SlotLink(1, ours, os.eventfd(0), mmap.mmap(-1, p.PAGE_NBYTES))
+    payload = marshal.dumps(([100], (1, 0)), 2)
+    body = p.HEAD.pack(0, 0) + p.RECORD.pack(STORED, len(payload), 5) + payload
+    theirs.send(p.FRAME.pack(len(body), p.RESULTS) + body)
+    with theirs:
+        with pytest.raises(CodecError, match="slab 1"):
+            link.read()
+        link.close()
 
 
 @pytest.mark.parametrize("lost", ["truncated", "missing"])

@@ -89,11 +89,15 @@ def _value(sizes: Any, data: Any, fd: int) -> Value:
             return Value.from_bytes(sizes, data)
         if not is_settled(fd):
             raise CodecError("a value in memory that may change")
+        if data is not None and type(data) is not int:
+            raise CodecError("a value whose place in a slab is no number")
     except BaseException:
         if fd >= 0:
             os.close(fd)
         raise
-    return Value.from_file(sizes, fd)
+    if data is None:
+        return Value.from_file(sizes, fd)
+    return Value.from_slab(sizes, fd, data, is_whole=True)
 
 
 class MemoryDoor:
@@ -188,7 +192,8 @@ class MemoryDoor:
                 _send(caller, (GET, id_, value.sizes, bytes(value.area)), -1)
             else:
                 seal(value.fd)
-                _send(caller, (GET, id_, value.sizes, None), value.fd)
+                offset = None if value.slab is None else value.offset
+                _send(caller, (GET, id_, value.sizes, offset), value.fd)
 
     def _drop(self, fd: int) -> None:
         caller = self._callers.pop(fd)

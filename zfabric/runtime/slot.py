@@ -23,6 +23,7 @@ from time import monotonic_ns
 from types import CoroutineType
 from typing import Any
 
+from zfabric.codec import layout
 from zfabric.codec.arguments import load_call, split_own
 from zfabric.codec.exceptions import dump_exception
 from zfabric.codec.functions import load_function
@@ -33,6 +34,7 @@ from zfabric.ids import counter_of
 from zfabric.messages import ERROR, VALUE
 from zfabric.runtime import slot_context
 from zfabric.runtime import slot_protocol as p
+from zfabric.runtime.slabs import Slabs
 from zfabric.runtime.slot_context import SlotContext
 from zfabric.runtime.slot_protocol import BATCH_END, FLUSH_NS
 from zfabric.runtime.slot_streams import Streams
@@ -64,6 +66,7 @@ class Slot:
         self._words = self._page[: p.N_WORDS * 8].cast("Q")
         self._in_thread = in_thread
         self._send_lock = threading.Lock()
+        self._slabs = Slabs(self._send_slab)
         self._functions: dict[int, Callable[..., Any]] = {}
         self._blobs: dict[int, bytes] = {}
         self._names: dict[int, str] = {}
@@ -125,6 +128,7 @@ class Slot:
             slot_context.enter(None, whole_process=not self._in_thread)
             if self.context.client is not None:
                 self.context.client.close()
+            self._slabs.close()
 
     # --- rows ---------------------------------------------------------------------------------
 
@@ -170,7 +174,7 @@ class Slot:
                     result = None
                     blob = frames[0]
                     if len(frames) > 1 or len(blob) > limit:
-                        status, blob = outlay(frames, limit)
+                        status, blob = outlay(frames, limit, self._slabs)
                     frames = None
                 else:
                     status, blob = self._run_linked(row)
@@ -234,7 +238,7 @@ class Slot:
         if type(result) is CoroutineType:
             result = run_coroutine(result)
         frames = dumps(result, "result")
-        status, blob = outlay(frames, self._inline_limit)
+        status, blob = outlay(frames, self._inline_limit, self._slabs)
         if links and links[1] and status == VALUE:
             self._kept[id_] = blob
         return status, blob
@@ -326,6 +330,12 @@ class Slot:
         with self._send_lock:
             self._sock.sendall(data)
 
+    def _send_slab(self, fd: int) -> None:
+        frame = p.FRAME.pack(0, p.SLAB)
+        with self._send_lock:
+            socket.send_fds(self._sock, [frame[:1]], [fd])
+            self._sock.sendall(frame[1:])
+
     def _tell_blocked(self, blocked: bool) -> None:
         try:
             self._send(p.FRAME.pack(0, p.BLOCKED if blocked else p.UNBLOCKED))
@@ -414,12 +424,14 @@ class Slot:
         for index, place in enumerate(places):
             if type(place) is tuple:
                 sizes, data = place[:2]
-                if len(place) == 3:
+                if len(place) == 4:
                     if place[2]:
-                        self._mappings[data] = mapped_shared(self._fds.popleft())
+                        nbytes = layout.nbytes_of(sizes)
+                        self._mappings[data] = mapped_shared(self._fds.popleft(), nbytes, place[3])
                     places[index] = (sizes, self._mappings[data])
                 elif data is None:
-                    places[index] = (sizes, mapped(self._fds.popleft()))
+                    nbytes = layout.nbytes_of(sizes)
+                    places[index] = (sizes, mapped(self._fds.popleft(), nbytes, place[2]))
                 else:
                     places[index] = (sizes, memoryview(bytearray(data)))
 

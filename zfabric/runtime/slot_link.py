@@ -49,6 +49,10 @@ class Report(NamedTuple):
     closed: bool
 
 
+class UnknownSlab(CodecError):
+    """A record names a slab that has not been handed over."""
+
+
 class SlotLink:
     """number: the slot's.  sock, tokens, page: see slot_protocol; the link owns them."""
 
@@ -63,6 +67,9 @@ class SlotLink:
         self._received = memoryview(bytearray(RECV_NBYTES))
         self._inbox = bytearray()
         self._fds: deque[int] = deque()
+        self._slabs: dict[int, int] = {}
+        """Descriptors by number, of those that records may still name."""
+        self._n_slabs = 0
         self._n_reported = 0
         """Rows whose outcome was taken in: the index of the next one."""
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
@@ -246,7 +253,13 @@ class SlotLink:
             else:
                 if kind == p.RESET_DONE:
                     self._resetting = False
-                events.append(kind)
+                if kind == p.SLAB:
+                    if not self._fds:
+                        raise CodecError(f"slot {self.number} told of a slab and sent none")
+                    self._n_slabs += 1
+                    self._slabs[self._n_slabs] = self._fds.popleft()
+                else:
+                    events.append(kind)
             at = end
         del inbox[:at]
 
@@ -267,7 +280,7 @@ class SlotLink:
             else:
                 payload: Any = body[at : at + nbytes]
                 if status == STORED:
-                    payload = _value(payload, fd)
+                    payload = self._value(payload, fd)
                 statuses.append(status)
                 payloads.append(payload)
                 ids.append(id_)
@@ -278,6 +291,24 @@ class SlotLink:
             return None
         self._n_reported += len(payloads)
         return Batch(bytes(statuses), payloads, busy_ns * 1e-9, ids)
+
+    def _value(self, payload: bytes, fd: int) -> Value:
+        """The value of a STORED record."""
+        try:
+            sizes, data = marshal.loads(payload)
+        except (ValueError, EOFError, TypeError) as exc:
+            raise CodecError(f"a slot's value cannot be read: {exc}") from exc
+        if data is None:
+            return Value.from_file(sizes, fd)
+        if type(data) is bytes:
+            return Value.from_bytes(sizes, data)
+        number, offset = data
+        slab = self._slabs.get(number, -1)
+        if slab < 0:
+            raise UnknownSlab(f"slot {self.number} names slab {number}, which it has not sent")
+        for old in [each for each in self._slabs if each < number]:
+            os.close(self._slabs.pop(old))
+        return Value.from_slab(sizes, os.dup(slab), offset)
 
     def peek(self) -> Batch | None:
         """Rows that the slot finished and has not reported. The batch is read from the page.
@@ -292,7 +323,10 @@ class SlotLink:
         body = bytes(self._page[p.BATCH :])
         if words[p.CLAIMED] != claimed or words[p.BATCH_FIRST] != first:
             return None
-        return self._batch(first, body, finished - first, 0, -1)
+        try:
+            return self._batch(first, body, finished - first, 0, -1)
+        except UnknownSlab:
+            return None  # It waits in the socket, ahead of the batch.
 
     def is_settled(self, now_ns: int) -> bool:
         """After peek(): whether the running row has begun long enough ago for the slot to report
@@ -332,9 +366,10 @@ class SlotLink:
         if self._tokens >= 0:
             os.close(self._tokens)
             self._tokens = -1
-        for fd in self._fds:
+        for fd in (*self._fds, *self._slabs.values()):
             os.close(fd)
         self._fds.clear()
+        self._slabs.clear()
         for _, fds in self._unsent:
             for fd in fds:
                 os.close(fd)
@@ -355,21 +390,10 @@ def _place(
         if value.fd < 0:
             return value.sizes, bytes(value.area)
         if mappings is not None and mappings.has(id_, value.serial):
-            return value.sizes, id_, False
+            return value.sizes, id_, False, value.offset
         fds.append(os.dup(value.fd))
         if mappings is None:
-            return value.sizes, None
+            return value.sizes, None, value.offset
         mappings.add(id_, value.serial, value.nbytes)
         value.is_shown = True
-        return value.sizes, id_, True
-
-
-def _value(payload: bytes, fd: int) -> Value:
-    """The value of a STORED record."""
-    try:
-        sizes, data = marshal.loads(payload)
-    except (ValueError, EOFError, TypeError) as exc:
-        raise CodecError(f"a slot's value cannot be read: {exc}") from exc
-    if data is None:
-        return Value.from_file(sizes, fd)
-    return Value.from_bytes(sizes, data)
+        return value.sizes, id_, True, value.offset

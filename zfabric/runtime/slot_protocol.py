@@ -25,8 +25,9 @@ FRAME = Struct("<IB")
 # Supervisor to slot.
 ROWS = 1
 """marshal of a list of rows; see core.supervisor_effects.SendRows. A stored value is
-(sizes, bytes); (sizes, None) with its file descriptor sent ahead, for this row alone; or
-(sizes, id, is_new): shared, and kept mapped under that id, its descriptor sent ahead when new."""
+(sizes, bytes); (sizes, None, offset) with its file's descriptor sent ahead, for this row alone; or
+(sizes, id, is_new, offset): shared, and kept mapped under that id, its file's descriptor sent ahead
+when new."""
 FUNCTIONS = 2
 """marshal of a list of (function id, name, blob)."""
 RESET = 3
@@ -50,11 +51,14 @@ BLOCKED = 19
 UNBLOCKED = 20
 FILE = 21
 """As RESULTS, with one record, STORED; its bytes are in the descriptor that comes with it."""
+SLAB = 22
+"""Empty; it brings the descriptor of a slab, ahead of the first record that names it."""
 
 HEAD = Struct("<QQ")
 RECORD = Struct("<BIQ")
 """Status, length of the payload, which follows, and the row's task id. A STORED record's payload
-is marshal of (sizes, bytes or None)."""
+is marshal of (sizes, bytes, None for a FILE's, or (slab, offset)). Slabs are counted from 1; a
+record that names one is the last to need those before it."""
 
 RESULTS_HEAD = Struct("<IBQQ")
 """FRAME and HEAD at once."""

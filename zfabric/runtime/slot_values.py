@@ -14,6 +14,7 @@ from zfabric.codec import layout
 from zfabric.codec.serialise import loads, loads_inline, pack, unpack
 from zfabric.messages import STORED, VALUE
 from zfabric.runtime.segments import SMALLEST, Segments
+from zfabric.runtime.slabs import LARGEST, Slabs
 from zfabric.runtime.slot_protocol import IN_BAND
 
 MAX_PARTS = 512
@@ -72,11 +73,11 @@ def sealed() -> int:
     return fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-def write_all(fd: int, parts: Sequence[Any]) -> None:
-    """Write all parts at the file's beginning. Writing a cold file is twice as fast as touching it
-    through a mapping, for the kernel then takes no fault per page."""
+def write_all(fd: int, parts: Sequence[Any], offset: int = 0) -> None:
+    """Write all parts, one behind the other from `offset` on. Writing a cold file is twice as fast
+    as touching it through a mapping, for the kernel then takes no fault per page."""
     views = [memoryview(part) for part in parts if len(part)]
-    at = place = 0
+    at, place = 0, offset
     while at < len(views):
         written = os.pwritev(fd, views[at : at + MAX_PARTS], place)
         place += written
@@ -87,10 +88,11 @@ def write_all(fd: int, parts: Sequence[Any]) -> None:
             views[at] = views[at][written:]
 
 
-def outlay(frames: list[Any], inline_limit: int) -> tuple[int, Any]:
+def outlay(frames: list[Any], inline_limit: int, slabs: Slabs | None = None) -> tuple[int, Any]:
     """(status, payload) of a result that may be too large to ride along.
 
     The payload is bytes, or an InFile for what is too large for the socket too.
+    slabs: where those lie that are not much too large, if that can be.
     """
     sizes = [len(frame) for frame in frames]
     nbytes = layout.nbytes_of(sizes)
@@ -100,25 +102,34 @@ def outlay(frames: list[Any], inline_limit: int) -> tuple[int, Any]:
             return VALUE, blob
     if nbytes <= IN_BAND - 1024 and len(sizes) < 64:
         return STORED, marshal.dumps((sizes, b"".join(layout.join(frames))), 2)
+    if slabs is not None and nbytes <= LARGEST:
+        with contextlib.suppress(OSError):
+            return STORED, marshal.dumps((sizes, slabs.write(frames, nbytes, write_all)), 2)
     return STORED, InFile(frames, sizes)
 
 
-def mapped(fd: int) -> memoryview:
-    """All of a file as private memory, writable: what is written stays here. Closes `fd`."""
+def mapped(fd: int, nbytes: int = 0, offset: int = 0) -> memoryview:
+    """Part of a file as private memory, writable: what is written stays here. Closes `fd`.
+
+    nbytes: 0 for all that is there.  offset: a multiple of a page.
+    """
     try:
-        nbytes = os.fstat(fd).st_size
+        nbytes = nbytes or os.fstat(fd).st_size - offset
         if not nbytes:
             return memoryview(bytearray())
-        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE))
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, access, offset=offset))
     finally:
         os.close(fd)
 
 
-def mapped_shared(fd: int) -> memoryview:
-    """All of a file as memory that is shared, and so read-only. Closes `fd`."""
+def mapped_shared(fd: int, nbytes: int, offset: int = 0) -> memoryview:
+    """Part of a file as memory that is shared, and so read-only. Closes `fd`.
+
+    nbytes: more than 0.  offset: a multiple of a page.
+    """
     try:
-        nbytes = os.fstat(fd).st_size
-        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ))
+        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset))
     finally:
         os.close(fd)
 

@@ -24,6 +24,7 @@ from zfabric.codec import layout
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
 from zfabric.runtime.segments import SMALLEST, Segments
+from zfabric.runtime.slabs import SlabBook, whole_pages
 from zfabric.runtime.slot_protocol import IN_BAND
 from zfabric.runtime.slot_values import mapped
 from zfabric.runtime.spill import Spilled, SpillFiles
@@ -45,7 +46,8 @@ RETRY_S = 5.0
 """After which a disk that failed is tried again."""
 
 MAPPING_SHARE = 1 / 16
-"""Of the limit: what one slot may keep mapped of values, some of which may have left the store."""
+"""Of the limit: what one slot may keep mapped of values, some of which may have left the store; and
+what values that have left may take of slabs, beyond which the others there are packed."""
 
 PACKED_NBYTES = 2**20
 """Values up to this size are packed, many in one file, when they take too many descriptors."""
@@ -108,8 +110,10 @@ class Value:
     """One value: its frames' sizes in bytes, and their area as `codec.layout` lays them out.
 
     nbytes: of the area.  fd: the memfd with it, -1 for a small one, which is in memory of its
-    own. The memory lives as long as somebody has a view of it.  serial: names that memory: it is
-    another one after a stay on disk.  is_shown: whether a slot keeps it mapped, perhaps.
+    own. The memory lives as long as somebody has a view of it.  offset: where in it the area
+    begins.  slab: (its number, bytes of it that are in use) of a file that holds more values.
+    serial: names that memory: it is another one after a stay on disk.  is_shown: whether a slot
+    keeps it mapped, perhaps.
     """
 
     __slots__ = (
@@ -119,8 +123,10 @@ class Value:
         "is_shown",
         "lock",
         "nbytes",
+        "offset",
         "serial",
         "sizes",
+        "slab",
         "spilled",
     )
 
@@ -130,6 +136,8 @@ class Value:
         self.sizes = tuple(sizes)
         self.nbytes = nbytes if area is None else area.nbytes
         self.fd = fd
+        self.offset = 0
+        self.slab: tuple[int, int] | None = None
         self.serial = next(_serials)
         self.is_shown = False
         self._area = area
@@ -158,6 +166,24 @@ class Value:
             os.close(fd)
             raise
         return cls(sizes, None, fd, nbytes)
+
+    @classmethod
+    def from_slab(cls, sizes: Sequence[int], fd: int, offset: int, is_whole: bool = False) -> Value:
+        """As `from_file`, for a file in which the area begins at `offset` and others follow.
+
+        is_whole: all of the file is in use, for all that is known; else it is up to here.
+        """
+        try:
+            nbytes, there = layout.nbytes_of(sizes), os.fstat(fd)
+            if offset < 0 or offset % mmap.PAGESIZE or not 0 < nbytes <= there.st_size - offset:
+                raise CodecError(f"a slab of {there.st_size} bytes has no value at {offset}")
+        except BaseException:
+            os.close(fd)
+            raise
+        value = cls(sizes, None, fd, nbytes)
+        value.offset = offset
+        value.slab = there.st_ino, there.st_size if is_whole else whole_pages(offset + nbytes)
+        return value
 
     @classmethod
     def allocate(cls, sizes: Sequence[int], segments: Segments | None = None) -> Value:
@@ -218,7 +244,9 @@ class Value:
             if self.fd < 0:
                 raise OSError(errno.EBADF, "a value is not in memory")
             try:
-                area = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ)
+                area = mmap.mmap(
+                    self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=self.offset
+                )
             except ValueError as exc:
                 raise OSError(errno.EINVAL, f"a value cannot be mapped: {exc}") from exc
             self._area = memoryview(area)
@@ -238,7 +266,8 @@ class Value:
         and costs a page each. This value gives its descriptor away for that."""
         if self.fd < 0:
             return self
-        area = mapped(os.dup(self.fd))
+        nbytes = self.nbytes if self.slab else 0
+        area = mapped(os.dup(self.fd), nbytes, self.offset)
         self.close()
         return Value(self.sizes, area)
 
@@ -251,6 +280,7 @@ class Value:
         """It is on disk now; whoever has a view of the memory keeps it."""
         self.close()
         self._area = None
+        self.offset, self.slab = 0, None
         self.spilled = part
 
     def enter_memory(self, fresh: Value) -> None:
@@ -278,7 +308,7 @@ class Store:
     that slots may keep mapped have left memory.
     most_descriptors: that small values may take; 0: by what the process may have.
     mapping_limit: bytes that one slot may keep mapped.
-    nbytes, spilled_nbytes: of values in memory, and on disk.
+    nbytes, spilled_nbytes: of values in memory, and on disk.  slabs: in which some of them lie.
     trouble: why the disk does not take values, "" when it does.
 
     From SPILL_AT of the limit on a thread moves those that were used least recently to disk. Small
@@ -319,6 +349,8 @@ class Store:
         """Freed values whose memory and disk is still to be given back."""
         self._retry_at = 0.0
         self._told_full = False
+        self.slabs = SlabBook()
+        self._most_slack = self.mapping_limit
         self.nbytes = 0
         self.spilled_nbytes = 0
         self.trouble = ""
@@ -395,13 +427,15 @@ class Store:
                 if value is not None:
                     gone.append(value)
                     self._small.pop(id_, None)
+                    if value.slab is not None:
+                        self.slabs.leave(value.slab[0], id_)
                     if self._in_memory.pop(id_, None) or self._packed.pop(id_, None):
                         self.nbytes -= value.nbytes
         has_huge = any(value.nbytes >= HUGE for value in gone)
         self._leftover.extend(gone)
         gone.clear()  # or its memory might be freed when this returns
         self._clean_up()
-        if has_huge:
+        if has_huge or self.slabs.slack > self._most_slack:
             self._wake_thread()
         self._tell_full()
 
@@ -461,6 +495,9 @@ class Store:
 
     def _has_memory(self, id_: int, value: Value) -> None:
         self._in_memory[id_] = value
+        if value.slab is not None:
+            slab, extent = value.slab
+            self.slabs.enter(slab, extent, id_, value.nbytes)
         if value.fd >= 0 and value.nbytes <= PACKED_NBYTES:
             self._small[id_] = value
 
@@ -491,6 +528,7 @@ class Store:
         if (
             len(self._small) <= self._most_descriptors
             and not self._leftover
+            and self.slabs.slack <= self._most_slack
             and (not self._limit or self._files is None or self.nbytes <= SPILL_AT * self._limit)
         ):
             return
@@ -513,6 +551,9 @@ class Store:
             self._clean_up(huge=True)
             while not self._closing and len(self._small) > self._most_descriptors:
                 if not self._pack_one():
+                    break
+            while not self._closing and self.slabs.slack > self._most_slack:
+                if not self._pack_slab():
                     break
             while self._limit and not self._closing and self.nbytes > SPILL_AT * self._limit:
                 if not self._spill_one():
@@ -574,11 +615,27 @@ class Store:
                 return False
             id_, value = next(iter(self._small.items()))
             self._small.move_to_end(id_)
+        return self._pack(id_, value)
+
+    def _pack_slab(self) -> bool:
+        """Do so with the values of the slab of which the least is in use, which ends it. False:
+        there is none that it would help with."""
+        with self._lock:
+            found = [(id_, self._values.get(id_)) for id_ in self.slabs.sparse()]
+        before = self.slabs.slack
+        for id_, value in found:
+            if value is not None and not self._pack(id_, value):
+                return False
+        return self.slabs.slack < before
+
+    def _pack(self, id_: int, value: Value) -> bool:
+        """Move one of them. False: there is no memory for that."""
         try:
             with value.lock:
                 if value.spilled is not None or value.fd < 0:
                     return True
-                part = self._packs.write(memoryview(os.pread(value.fd, value.nbytes, 0)))
+                data = os.pread(value.fd, value.nbytes, value.offset)
+                part = self._packs.write(memoryview(data))
         except OSError as exc:
             log.warning("values cannot be packed: %s", exc)
             return False
@@ -598,6 +655,8 @@ class Store:
                 else:
                     self.nbytes -= value.nbytes
                     self.spilled_nbytes += part.nbytes
+                if value.slab is not None:
+                    self.slabs.leave(value.slab[0], id_)
                 value.leave_memory(part)
                 was_shown, value.is_shown = value.is_shown, False
                 if was_shown:
