@@ -39,11 +39,21 @@ def main(argv: list[str]) -> int:
                         workloads.run(peer, results, sizes)
                     finally:
                         peer.stop()
+                    peer.n_workers = workloads.READERS + 1
+                    peer.start()
+                    try:
+                        workloads.broadcast(peer, results, sizes)
+                    finally:
+                        peer.stop()
             except Exception as error:
                 results.fail(peer.name, "data", error)
     shown = ["socket", *(kind.name for kind in peers)]
     print(report.header(machine))
-    print(f"2 workers of 1 slot, {rounds} rounds: median, and lowest..highest\n")
+    many = workloads.READERS + 1
+    print(
+        f"2 workers of 1 slot ({many} for the broadcast), {rounds} rounds: median, and"
+        " lowest..highest\n"
+    )
     print(report.table(results, shown))
     print("\n" + targets.table(results))
     if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ProcessPoolExecutor
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,10 @@ def join(*parts: Any) -> int:
 
 
 class DataPeer(ABC):
-    """Two workers with one slot each."""
+    """Workers with one slot each."""
 
     name: str
+    n_workers = 2
 
     def missing(self) -> str:
         """The line that installs it, or ""."""
@@ -60,7 +62,11 @@ class DataPeer(ABC):
 
     def submit_to_each(self, fn: Any, handle: Any) -> list[Any]:
         """One call per worker, each on its own where the peer can be told so."""
-        return [self.submit(fn, handle) for _ in range(2)]
+        return [self.submit(fn, handle) for _ in range(self.n_workers)]
+
+    def most_sent(self) -> int | None:
+        """Bytes of values that have left the worker of which most have; None: it cannot be told."""
+        return None
 
     @abstractmethod
     def wait(self, handles: list[Any]) -> None: ...
@@ -83,8 +89,9 @@ class Zfabric(DataPeer):
         os.environ["ZFABRIC_SHARED_MEMORY"] = self.shared
         # Without keys, as its peers and the plain socket: `security` tells what those cost.
         scheme = "ipc" if self.shared == "on" else "tcp"
-        self._fabric = LocalFabric(2, slots=1, scheme=scheme, keys=False)
+        self._fabric = LocalFabric(self.n_workers, slots=1, scheme=scheme, keys=False)
         self._client = Client(self._fabric.address)
+        self._client.wait_for_workers(self.n_workers, timeout=60)
 
     def stop(self) -> None:
         self._client.close()
@@ -96,7 +103,7 @@ class Zfabric(DataPeer):
 
     def submit_to_each(self, fn: Any, handle: Any) -> list[Any]:
         names = [worker["name"] for worker in self._client.info()["workers"]]
-        assert len(names) == 2
+        assert len(names) == self.n_workers
         return [self._client.submit(fn, handle, workers=name) for name in names]
 
     def wait(self, handles: list[Any]) -> None:
@@ -109,6 +116,13 @@ class Zfabric(DataPeer):
 
     def scatter(self, array: Any) -> Any:
         return self._client.scatter(array)
+
+    def most_sent(self) -> int:
+        sent: dict[str, int] = {}
+        for link in self._client.links():
+            if link["direction"] == "out":
+                sent[link["at"]] = sent.get(link["at"], 0) + link["raw_nbytes"]
+        return max(sent.values(), default=0)
 
 
 class ZfabricTcp(Zfabric):
@@ -123,7 +137,7 @@ class Distributed(DataPeer):
         from distributed import Client, LocalCluster
 
         self._cluster = LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=self.n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=0
         )
         self._client = Client(self._cluster)
         self._workers = list(self._client.scheduler_info()["workers"])
@@ -149,6 +163,17 @@ class Distributed(DataPeer):
     def scatter(self, array: Any) -> Any:
         return self._client.scatter(array, hash=False)
 
+    def most_sent(self) -> int:
+        return max(self._client.run(_sent_by).values())
+
+
+def _sent_by(dask_worker: Any) -> int:
+    return sum(entry["total"] for entry in dask_worker.transfer_outgoing_log)
+
+
+def _call(fn: Any, *args: Any) -> Any:
+    return fn(*args)
+
 
 class Ray(DataPeer):
     name = "ray"
@@ -156,14 +181,16 @@ class Ray(DataPeer):
     def start(self) -> None:
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=self.n_workers, include_dashboard=False, log_to_driver=False)
         self._ray = ray
 
     def stop(self) -> None:
         self._ray.shutdown()
 
     def submit(self, fn: Any, *args: Any) -> Any:
-        return self._ray.remote(fn).remote(*args)
+        if isinstance(fn, FunctionType):
+            return self._ray.remote(fn).remote(*args)
+        return self._ray.remote(_call).remote(fn, *args)  # it takes no builtins
 
     def wait(self, handles: list[Any]) -> None:
         self._ray.wait(handles, num_returns=len(handles), fetch_local=False)
@@ -182,7 +209,7 @@ class Pool(DataPeer):
     name = "pool"
 
     def start(self) -> None:
-        self._pool = ProcessPoolExecutor(2)
+        self._pool = ProcessPoolExecutor(self.n_workers)
 
     def stop(self) -> None:
         self._pool.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from benchmarks.data.workloads import READERS
 from benchmarks.measure import Results
 
 Figure = tuple[str, str, str]
@@ -11,17 +12,18 @@ Figure = tuple[str, str, str]
 
 
 class Target(NamedTuple):
-    """A ratio of two medians.  at_least: or at most."""
+    """A ratio of two medians, or with `of` None one that is a ratio.  at_least: or at most."""
 
     text: str
     figure: Figure
-    of: Figure
+    of: Figure | None
     bound: float
     at_least: bool = True
 
 
 TCP, SHARED, PEER = "zfabric-tcp", "zfabric", "distributed"
 SHUFFLE = "shuffle 64 x 64"
+BROADCAST = f"broadcast to {READERS} workers"
 PLAIN = ("socket", "gather", "rate")
 
 TARGETS = (
@@ -43,6 +45,16 @@ TARGETS = (
         at_least=False,
     ),
     Target("shuffle / distributed", (SHARED, SHUFFLE, "rate"), (PEER, SHUFFLE, "rate"), 3),
+    Target(
+        "broadcast, sent by its source / size",
+        (TCP, BROADCAST, "sent by one worker at most / size"),
+        None,
+        3,
+        at_least=False,
+    ),
+    Target(
+        "broadcast, distributed / by tcp", (PEER, BROADCAST, "time"), (TCP, BROADCAST, "time"), 1
+    ),
     Target("shuffle by tcp / distributed", (TCP, SHUFFLE, "rate"), (PEER, SHUFFLE, "rate"), 3),
     *(
         Target(
@@ -59,7 +71,10 @@ TARGETS = (
 
 def ratio(results: Results, target: Target) -> float | None:
     """Of the medians; None when one of them was not measured, or is 0."""
-    one, other = results.get(*target.figure), results.get(*target.of)
+    one = results.get(*target.figure)
+    if target.of is None:
+        return None if one is None else one.median
+    other = results.get(*target.of)
     if one is None or other is None or not other.median:
         return None
     return one.median / other.median

@@ -17,9 +17,13 @@ import numpy as np
 from benchmarks.data.peers import DataPeer, first, join, make, pick, split, touch
 from benchmarks.measure import Results, quantile
 
+READERS = 4
+"""Workers that get a broadcast from the one which has the value."""
+
 
 class Sizes(NamedTuple):
     array: int = 256 * 2**20
+    broadcast: int = 100 * 2**20
     shuffle: int = 512 * 2**20
     parts: int = 64
     calls: int = 300
@@ -28,7 +32,15 @@ class Sizes(NamedTuple):
     repeats: int = 3
 
 
-QUICK = Sizes(array=16 * 2**20, shuffle=16 * 2**20, parts=8, calls=30, moves=1, repeats=1)
+QUICK = Sizes(
+    array=16 * 2**20,
+    broadcast=16 * 2**20,
+    shuffle=16 * 2**20,
+    parts=8,
+    calls=30,
+    moves=1,
+    repeats=1,
+)
 
 
 def run(peer: DataPeer, results: Results, sizes: Sizes) -> None:
@@ -81,6 +93,22 @@ def _move_one(peer: DataPeer, results: Results, n: int) -> None:
         began = perf_counter()
         peer.wait(peer.submit_to_each(first, what))
         results.add(peer.name, workload, "time", (perf_counter() - began) * 1e3, "ms", n)
+
+
+def broadcast(peer: DataPeer, results: Results, sizes: Sizes) -> None:
+    """One array, made by one worker and used by all of them at the same time. The peer has been
+    started with one worker more than READERS, and has moved nothing yet."""
+    n = sizes.broadcast
+    workload = f"broadcast to {READERS} workers"
+    peer.wait(peer.submit_to_each(first, peer.submit(make, 10, 1)))
+    handle = peer.submit(make, n, 7)
+    peer.wait([handle])
+    began = perf_counter()
+    peer.wait(peer.submit_to_each(touch, handle))
+    results.add(peer.name, workload, "time", (perf_counter() - began) * 1e3, "ms", n)
+    sent = peer.most_sent()
+    if sent is not None:
+        results.add(peer.name, workload, "sent by one worker at most / size", sent / n, "x", n)
 
 
 def peak(since_now: bool = False) -> int:

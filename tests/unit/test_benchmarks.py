@@ -143,10 +143,14 @@ def test_the_data_benchmark_runs_on_a_peer() -> None:
     peer, results = DataPool(), Results()
     peer.start()
     try:
-        data_workloads.run(peer, results, data_workloads.Sizes(100_000, 64_000, 4, 5, 1))
+        sizes = data_workloads.Sizes(100_000, 100_000, 64_000, 4, 5, 1)
+        data_workloads.run(peer, results, sizes)
+        data_workloads.broadcast(peer, results, sizes)
     finally:
         peer.stop()
-    assert {"gather", "scatter", "shuffle 4 x 4"} <= {series.workload for series in results}
+    assert {"gather", "scatter", "shuffle 4 x 4", "broadcast to 4 workers"} <= {
+        series.workload for series in results
+    }
     assert not results.failures
 
 
@@ -158,6 +162,9 @@ def test_targets_are_ratios_of_what_was_measured() -> None:
     results.add("socket", "gather", "rate", 2.0, "GB/s", 1)
     results.add("zfabric-tcp", "gather", "rate", 1.9, "GB/s", 1)
     results.add("zfabric-tcp", "scatter", "rate", 1.0, "GB/s", 1)
-    first, second = targets.table(results).splitlines()
+    sent = "sent by one worker at most / size"
+    results.add("zfabric-tcp", "broadcast to 4 workers", sent, 2.0, "x", 1)
+    first, second, third = targets.table(results).splitlines()
+    assert "2.00   wanted <= 3" in third
     assert "0.95   wanted >= 0.85" in first and "short" not in first
     assert "0.50" in second and second.endswith("short of it")
