@@ -9,7 +9,7 @@ from zfabric import messages as m
 from zfabric.config import Settings
 from zfabric.core.outcomes import stored_payload
 from zfabric.core.supervisor import Supervisor
-from zfabric.core.tasks import ASSIGNED, DONE, READY
+from zfabric.core.tasks import ASSIGNED, DONE, READY, WAITING
 from zfabric.messages import CANCELLED, ERROR, STORED, VALUE
 from zfabric.testing.bench import FN, FUNCTION, Bench, results, run, tid
 
@@ -229,3 +229,22 @@ def test_a_worker_tells_last_of_rows_that_are_still_dying() -> None:
     parts = worker.rejoin(0.0)
     assert [list(part.ids) for part in parts] == [[tid(2), tid(3)], [tid(4), tid(1)]]
     assert [part.n_dropped for part in parts] == [0, 1]
+
+
+def test_what_may_run_once_waits_for_its_worker_and_goes_on_there(bench: Bench) -> None:
+    bench.worker(101, credit=2)
+    once = m.TaskOptions(idempotent=False)
+    bench.submit(1, 2, options={1: once, 2: once})
+    bench.worker(102, credit=2)
+    assert bench.worker_left(101) == []
+    assert bench.states(1, 2) == [WAITING, WAITING]
+    bench.worker(103)
+    bench.say(103, inventory((1, 1)))
+    assert bench.states(1, 2) == [ASSIGNED, WAITING]
+    assert bench.task(1).worker.number == 103
+    bench.now += bench.scheduler.settings.dead_s
+    bench.scheduler.tick(bench.now)
+    ((_, end),) = bench.turn()
+    assert isinstance(end, m.Results)
+    assert (list(end.ids), end.statuses) == ([tid(2)], bytes([m.UNKNOWN]))
+    assert not bench.scheduler.table.in_doubt

@@ -9,6 +9,7 @@ from zfabric.config import DEFAULTS
 from zfabric.core.outcomes import stored_payload, text_payload
 from zfabric.core.retry import class_names, names_behind, pause_s, with_names
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, RELEASED, WAITING
+from zfabric.core.why import reasons
 from zfabric.errors import RemoteProtocolError
 from zfabric.messages import CANCELLED, DIED, ERROR, INLINE, KILLED, LOCAL, LOST, REMOTE, STORED
 from zfabric.testing.bench import FN, FUNCTION, Bench, results, run, tid
@@ -195,14 +196,23 @@ def test_names_behind_anything_are_no_error(blob: bytes) -> None:
     assert "builtins.ValueError" not in names_behind(blob)
 
 
-@pytest.mark.parametrize("how", ["died", "worker"])
+@pytest.mark.parametrize("how", ["its process died", "its worker said good-bye", "was cut off"])
 def test_what_must_not_run_twice_ends_as_unknown(bench: Bench, how: str) -> None:
     bench.worker(101)
     bench.submit(1, options={1: m.TaskOptions(idempotent=False)})
-    if how == "died":
+    if how == "its process died":
         ((number, end),) = bench.ended(1, status=m.DIED, payload=text_payload("SIGSEGV"))
+    elif how == "was cut off":
+        bench.worker(102)
+        assert bench.worker_left(101) == [], "it may come back with it"
+        ((code, _),) = reasons(bench.scheduler.placer, bench.task(1), lambda _: 0.0)
+        assert code == "doubt"
+        bench.now += bench.scheduler.settings.dead_s
+        bench.scheduler.tick(bench.now)
+        ((number, end),) = bench.turn()
     else:
-        ((number, end),) = bench.worker_left(101)
+        bench.scheduler.worker_left(101, "said good-bye", bench.now)
+        ((number, end),) = bench.turn()
     assert number == 1 and isinstance(end, m.Results) and end.statuses == bytes([m.UNKNOWN])
     bench.release(1)
     assert not bench.scheduler.tasks

@@ -112,7 +112,7 @@ def _check_place(scheduler: Scheduler, task: TaskRecord, queued: bool) -> None:
             raise _broken("has no value yet but holders or bytes of it", task)
         if task.fn is None:
             raise _broken("is data but has no value", task)
-        _check_inputs(task, queued)
+        _check_inputs(task, queued, task.id in scheduler.table.in_doubt)
     elif state == DONE:
         if task.value is None and not holders and not scheduler.settling:
             raise _broken("has no value anywhere", task)
@@ -132,11 +132,11 @@ def _check_place(scheduler: Scheduler, task: TaskRecord, queued: bool) -> None:
             raise _broken(f"is not among the values of {holder.name}", task)
 
 
-def _check_inputs(task: TaskRecord, queued: bool) -> None:
+def _check_inputs(task: TaskRecord, queued: bool, in_doubt: bool) -> None:
     """An unfinished task's inputs are there, or somebody makes them."""
     missing = [dep for dep in task.deps if dep.state != DONE]
     if task.state == WAITING:
-        if not task.n_waiting == len(missing) > 0:
+        if not task.n_waiting == len(missing) + in_doubt > 0:
             raise _broken(f"counts {task.n_waiting} missing inputs", task, missing)
     elif task.state == READY:
         if missing:

@@ -309,7 +309,7 @@ def snapshot(
     begun = [
         task.id
         for task in table.tasks.values()
-        if task.state == ASSIGNED and not task.options.idempotent
+        if task.id in table.in_doubt or (task.state == ASSIGNED and not task.options.idempotent)
     ]
     if begun or started:
         yield STARTED, packb([*begun, *started])

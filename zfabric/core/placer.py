@@ -105,6 +105,8 @@ class Placer:
             task = ahead.popleft()
             if task.state != WAITING or len(task.deps) > MAX_AHEAD_INPUTS:
                 continue
+            if task.id in self.table.in_doubt:
+                continue
             worker: WorkerRecord | None = None
             for dep in task.deps:
                 if dep.state == ASSIGNED:

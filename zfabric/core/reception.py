@@ -117,7 +117,7 @@ class Reception:
             and hello.role == m.WORKER == before.hello.role
             and before.user == user
         ):
-            self.end(before, "it begins again", now)
+            self.end(before, "it begins again", now, may_return=True)
         session = Session(header.token, board.epoch, settings=self._settings, now=now)
         run = self._runs.by_name.get(hello.run) if hello.run else None
         record = self._add(hello, session, now, user) if run is None else run

@@ -76,6 +76,7 @@ def _keep_value(table: TaskTable, worker: WorkerRecord, task: TaskRecord, nbytes
         other.drops.append(task.id)
         table.dirty_workers[other] = None
     table.later.pop(task.id, None)
+    table.in_doubt.pop(task.id, None)
     table.stored(worker, task, nbytes)
     return True
 
@@ -88,6 +89,7 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
         return False
     del table.lost[task.id]
     table.later.pop(task.id, None)
+    table.in_doubt.pop(task.id, None)
     table.forgive(task, attempt)
     task.attempt = attempt
     task.state = ASSIGNED

@@ -124,7 +124,8 @@ class Scheduler:
         whose `former` is what its rows occupy if it comes back.
 
         may_return: it did not say so, and may only be cut off. For `dead_s` what only it could run
-        waits for it, and does not end as NoWorkerFits.
+        waits for it, and does not end as NoWorkerFits; so does what it may have begun and may not
+        run again.
         """
         worker = self.workers.pop(number)
         if may_return:
@@ -141,7 +142,13 @@ class Scheduler:
                 self.table.blame(row, m.LOST, text)
         for row in rows:
             # One that fails takes along those that wait for it, here as well.
-            if not row.options.idempotent and row.state == ASSIGNED and row.worker is worker:
+            if row.options.idempotent or row.state != ASSIGNED or row.worker is not worker:
+                continue
+            if may_return:
+                attempt = row.attempt
+                self.table.doubt(row, now + self.settings.dead_s, text)
+                self.table.lost[row.id] = (attempt, row.attempt)
+            else:
                 self.table.ended(row, m.UNKNOWN, unknown(row, text))
         for row in reversed(rows):
             if row.state == ASSIGNED and row.worker is worker:
@@ -524,6 +531,9 @@ class Scheduler:
         self.placer.recall(now)
         if self.table.due:
             self.table.wake_due(now)
+        if self.table.in_doubt:
+            self.table.end_doubts(now)
+            self.table.let_go()
         if self.workers and self.table.restricted and now - self._last_joined >= SETTLED_S:
             self.placer.refuse_unfit(now)
 

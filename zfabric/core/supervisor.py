@@ -111,6 +111,7 @@ class Supervisor:
         self._done: tuple[list[int], list[int], bytearray, list[bytes]] = ([], [], bytearray(), [])
         self._missing: list[int] = []
         self._full = False
+        self._leaving = False
         self._copied: list[int] = []
         self._credit_told = pace.credit(n_slots, ())
         self._credit_at = now
@@ -195,6 +196,11 @@ class Supervisor:
         for entry in self._withdraw(wanted):
             table.recalled.discard(entry[0])
             table.give_back(entry)
+
+    def leave(self) -> None:
+        """This worker is about to go: give back whatever has not begun, and take nothing more."""
+        self._leaving = True
+        self.recall(list(self.table.rows))
 
     def drop(self, ids: Iterable[int]) -> None:
         """Forget these; one that runs is killed. Those that wait for them are given back."""
@@ -569,6 +575,8 @@ class Supervisor:
 
     def credit(self, now: float) -> int:
         """Rows that this worker is willing to hold now, running and blocked ones included."""
+        if self._leaving:
+            return 0
         slots = self.crew.slots.values()
         n_blocked = sum(slot.blocked for slot in slots)
         if self._full:

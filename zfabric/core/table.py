@@ -75,6 +75,9 @@ class TaskTable:
         self.later: dict[int, float] = {}
         """READY tasks that failed and wait for their next try, by id: until when. They are in no
         queue."""
+        self.in_doubt: dict[int, tuple[float, str]] = {}
+        """Tasks that may run once at most, and whose worker may only be cut off: until when they
+        wait for it, and what happened to it. They are WAITING, with one in `n_waiting` for this."""
         self.due: list[tuple[float, int]] = []
         """A heap of the same; entries that `later` does not confirm mean nothing."""
         self.failed: list[TaskRecord] | None = None
@@ -278,6 +281,22 @@ class TaskTable:
         else:
             self.make_ready(task, front=True)
 
+    def doubt(self, task: TaskRecord, until: float, text: str) -> None:
+        """An assigned task that may run once at most: its worker is gone, and may come back with
+        it."""
+        self.leave_worker(task)
+        task.attempt = max(task.attempt, self.least_attempt)
+        task.state = WAITING
+        task.n_waiting = 1 + sum(dep.state != DONE for dep in task.deps)
+        self.in_doubt[task.id] = until, text
+
+    def end_doubts(self, now: float) -> None:
+        """Workers that have not come back in time will not."""
+        for id_, (until, text) in list(self.in_doubt.items()):
+            if until <= now:
+                task = self.tasks[id_]
+                self.fail(task, m.UNKNOWN, unknown(task, text))
+
     def wake_due(self, now: float) -> None:
         """Tasks that waited for their next try are ready."""
         due, later = self.due, self.later
@@ -329,6 +348,8 @@ class TaskTable:
                 self.abandon(failed)
             if self.later:
                 self.later.pop(failed.id, None)
+            if self.in_doubt:
+                self.in_doubt.pop(failed.id, None)
             failed.state = FAILED
             failed.status = status
             failed.set_value(payload)
@@ -415,6 +436,7 @@ class TaskTable:
             elif state == ASSIGNED:
                 self.abandon(task)
             if state in UNFINISHED:
+                self.in_doubt.pop(task.id, None)
                 # Its inputs count it as a dependent until now, and by lineage from now on.
                 task.state = RELEASED
                 self.drop_inputs(task, keep_recipe=True)
@@ -433,6 +455,8 @@ class TaskTable:
                 self.strikes.pop(task.id, None)
             if self.lost:
                 self.lost.pop(task.id, None)
+            if self.in_doubt:
+                self.in_doubt.pop(task.id, None)
 
     def free_copies(self, task: TaskRecord) -> None:
         if task.holders:

@@ -96,9 +96,11 @@ class Watchdog:
 
 def _should_move(scheduler: Scheduler, task: TaskRecord) -> bool:
     """Whether it is unfinished for another reason than that no worker fits, or that it waits for
-    a task that is unfinished itself."""
+    a worker or for a task that is unfinished itself."""
     if task.state == READY:
         return scheduler.placer.fits_any(task)
     if task.state == WAITING:
+        if task.id in scheduler.table.in_doubt:
+            return False
         return all(dep.state not in UNFINISHED for dep in task.deps)
     return task.state == ASSIGNED

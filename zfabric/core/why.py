@@ -42,6 +42,9 @@ Silence = Callable[[int], float]
 def reasons(placer: Placer, task: TaskRecord, silent_s: Silence) -> list[Reason]:
     """Why this task has not ended, the nearest cause first; at least one."""
     state = task.state
+    if state == WAITING and task.id in placer.table.in_doubt:
+        text = placer.table.in_doubt[task.id][1]
+        return [("doubt", f"{text}. It may have run, and must not run twice: it waits for it")]
     if state == WAITING:
         return _missing_inputs(placer, task, silent_s)
     if state == READY and task.id in placer.table.later:

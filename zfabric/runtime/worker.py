@@ -317,8 +317,12 @@ class Worker:
     def close(self) -> None:
         """Say good-bye, kill the slots, leave nothing behind."""
         if self._welcomed and self._channel is not None:
-            self._session.post(m.Bye(self._stop.requested or self._machine.failure))
+            now = monotonic()
+            self._machine.leave()
+            self.act(now)
             try:
+                self.speak(now)
+                self._session.post(m.Bye(self._stop.requested or self._machine.failure))
                 self._send()
             except TransportError:
                 pass
