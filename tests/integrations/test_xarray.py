@@ -150,6 +150,20 @@ def test_other_schedulers_are_left_alone(tmp_path: Path) -> None:
             zfabric.xarray.enable()
 
 
+def test_writing_without_our_locks_says_what_to_import(tmp_path: Path) -> None:
+    data = xarray.Dataset({"t": ("x", np.arange(8.0))}).chunk(x=2)
+    with zfabric.Client(slots=1, kind="thread") as client, client.as_dask_scheduler():
+        zfabric.xarray.disable()
+        try:
+            with pytest.raises(zfabric.UsageError, match="import zfabric.xarray"):
+                data.to_netcdf(tmp_path / "a.nc", engine=ENGINE)
+            lazy = data.to_netcdf(tmp_path / "b.nc", engine=ENGINE, compute=False)
+            with pytest.raises(zfabric.UsageError, match="import zfabric.xarray"):
+                lazy.compute()
+        finally:
+            zfabric.xarray.enable()
+
+
 def test_a_file_lock_without_a_fabric_is_not_to_be_had() -> None:
     with zfabric.Client(slots=1, kind="thread") as ended:
         pass

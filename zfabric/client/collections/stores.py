@@ -1,11 +1,13 @@
-"""`da.store` into an array of the client's own process, which would be lost without a word.
+"""`da.store` into what only the client's own process has: an array, or a file locked by threads.
 
-The target travels to a worker as any argument does, so the worker would write into a copy.
+The target travels to a worker as any argument does, so the worker would write into a copy of an
+array, without a word. A file of xarray's that was opened for threads cannot travel at all.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -16,9 +18,11 @@ from zfabric.errors import UsageError
 MARK = "store-map"
 """In the names of tasks that da.store makes, also where Dask has fused them with others."""
 
+_THREAD_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+
 
 def refuse_lost_stores(nodes: Mapping[Hashable, GraphNode]) -> None:
-    """Raises UsageError if a task of these would store into a numpy array."""
+    """Raises UsageError if a task of these would store where no worker can."""
     if "dask.array.core" not in sys.modules:
         return
     seen = set()
@@ -35,14 +39,17 @@ def _refuse(node: GraphNode, around: Mapping[Hashable, Any]) -> None:
     import numpy as np
     from dask.array.core import load_store_chunk
 
-    if type(node) is not Task:
+    if not isinstance(node, Task):
         return
     if node.func is _execute_subgraph:
         inner, _, names, *values = node.args
         within = {**around, **dict(zip(names, values, strict=False)), **inner}
         for each in inner.values():
             _refuse(each, within)
-    elif node.func is load_store_chunk:
+    elif node.func is not load_store_chunk:  # one that holds others: what was stored with delayed
+        for each in node.args:
+            _refuse(each, around)
+    else:
         target = node.args[1]
         for _ in range(5):  # from references to a node to its value
             if isinstance(target, Alias):
@@ -57,3 +64,16 @@ def _refuse(node: GraphNode, around: Mapping[Hashable, Any]) -> None:
                 " copies of it on the workers: use target[...] = x.compute(), or store into what"
                 " workers can open, as x.to_zarr() and da.to_hdf5() do"
             )
+        if type(target).__module__.startswith("xarray.backends"):
+            _refuse_thread_lock(target)
+
+
+def _refuse_thread_lock(target: Any) -> None:
+    """target: an array of a file, as xarray's backends write to it."""
+    lock = getattr(getattr(target, "datastore", None), "lock", None)
+    if any(isinstance(each, _THREAD_LOCKS) for each in (lock, *getattr(lock, "locks", ()))):
+        raise UsageError(
+            "xarray has opened this file to be written by threads of this process, which workers"
+            " cannot join: `import zfabric.xarray` (or zfabric.xarray.enable()) before to_netcdf()"
+            " or save_mfdataset(), and it locks the file for the whole fabric"
+        )
