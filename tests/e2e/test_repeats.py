@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +57,18 @@ def test_bytes_go_once(client: zfabric.Client) -> None:
     assert client.gather(calls) == [N - number for number in range(6)]
     assert client.submit(len, data).result() == N
     assert 0.9 * N <= sent(client) < 1.1 * N
+
+
+def where(data: bytes) -> int:
+    return os.getppid()
+
+
+def test_what_was_lost_with_its_worker_goes_again(client: zfabric.Client, wait_until: Any) -> None:
+    data = b"z" * N
+    lost = client.submit(where, data).result()
+    os.kill(lost, signal.SIGKILL)
+    wait_until(lambda: lost not in [each["pid"] for each in client.info()["workers"]])
+    assert client.submit(where, data).result() != lost
 
 
 def test_one_object_in_the_rows_of_a_map_goes_once(client: zfabric.Client) -> None:

@@ -177,9 +177,17 @@ class Values:
         return [Future(self._client, outcome) for outcome in outcomes]
 
     def is_there(self, future: Future) -> bool:
-        """Whether a value that was put is known to the broker, and not known to be lost."""
+        """Whether a value that was put is known to the broker, and a worker that it was put on is
+        there and well. The broker is asked: it says nothing of lost data by itself."""
         outcome = future._outcome
-        return outcome.status == STORED and outcome.id in self._io.submitter.outcomes
+        payload = outcome.payload
+        if outcome.status != STORED or payload is None:
+            return False
+        if outcome.id not in self._io.submitter.outcomes:
+            return False
+        workers = self._client.info()["workers"]
+        well = {worker["number"] for worker in workers if not worker["suspect"]}
+        return any(number in well for number, _ in msgpack.unpackb(payload)[1])
 
     def tidy_at(self, when: float) -> None:
         """When to let go of what is kept for calls to come, on a monotonic clock."""
