@@ -32,6 +32,13 @@ class TestTcp(TransportContract):
         return TransportMaker(address=lambda: "tcp://127.0.0.1:0", raw=dial_port)
 
 
+class TestSealedTcp(TransportContract):
+    @pytest.fixture
+    def maker(self) -> TransportMaker:
+        options = {"seal": True}
+        return TransportMaker(address=lambda: "tcp://127.0.0.1:0", raw=dial_port, options=options)
+
+
 class TestIpc(TransportContract):
     @pytest.fixture
     def maker(self, tmp_path: Path) -> TransportMaker:

@@ -23,6 +23,7 @@ from zfabric.core.spreading import (
     Place,
     Readers,
 )
+from zfabric.runtime.binding import link_options
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.store import Store, Value
@@ -137,7 +138,7 @@ class Node:
             settings=settings,
             links=self.links,
             store=self.store,
-            listener=transport.listen(self.address, max_frame=settings.max_frame),
+            listener=transport.listen(self.address, **link_options(self.address, settings)),
         )
         self.data.serves_at(number, self.address)
 

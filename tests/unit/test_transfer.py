@@ -13,9 +13,10 @@ import pytest
 
 from zfabric import transport, wire
 from zfabric.codec import layout
-from zfabric.config import Settings
+from zfabric.config import DEFAULTS, Settings
 from zfabric.core.transfer import FIRST_ANSWER_S, FIRST_NBYTES, PROGRESS_S, WINDOW, Download, Upload
 from zfabric.messages import Fetch, NotHere
+from zfabric.runtime.binding import link_options
 from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.store import Store, Value
 from zfabric.runtime.value_server import ValueServer
@@ -118,7 +119,7 @@ class Ends:
     def __init__(self, address: str, relayed: bool = False) -> None:
         self.store = Store()
         self.put: list[tuple[int, int]] = []
-        self.listener = transport.listen(address)
+        self.listener = transport.listen(address, **link_options(address, DEFAULTS))
         self.server = ValueServer(
             self.store, self.listener, lambda *what: self.put.append(what), settings=SETTINGS
         )
@@ -136,7 +137,7 @@ class Ends:
 
     def add_store(self, number: int, address: str) -> tuple[Store, str]:
         """Another worker's store, and where it is."""
-        store, listener = Store(), transport.listen(address)
+        store, listener = Store(), transport.listen(address, **link_options(address, DEFAULTS))
         self.servers[number] = self.doors[listener] = ValueServer(
             store, listener, lambda *_: None, settings=SETTINGS
         )

@@ -25,8 +25,10 @@ from zfabric.codec.arguments import dump_call
 from zfabric.codec.functions import dump_function
 from zfabric.codec.references import Reference
 from zfabric.codec.serialise import dumps, loads, loads_inline, pack
+from zfabric.config import DEFAULTS
 from zfabric.core.session import Session
 from zfabric.errors import ChannelClosed
+from zfabric.runtime.binding import link_options
 from zfabric.runtime.fetch import Fetcher
 from zfabric.transport.contract import Poller
 
@@ -57,7 +59,7 @@ class Broker:
     """Welcomes workers, and says what the test wants said."""
 
     def __init__(self, address: str) -> None:
-        self.listener = transport.listen(address)
+        self.listener = transport.listen(address, **link_options(address, DEFAULTS))
         self.address = self.listener.address
         self.poller = Poller()
         self.poller.add(self.listener)

@@ -25,6 +25,8 @@ def link_options(address: str, settings: Settings) -> dict[str, Any]:
     options: dict[str, Any] = {"max_frame": settings.max_frame}
     if address.partition("://")[0] in _BEATING:
         options["dead_s"] = settings.dead_s
+    if address.startswith("tcp://"):
+        options["seal"] = True
     return options
 
 

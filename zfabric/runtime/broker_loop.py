@@ -133,6 +133,8 @@ class BrokerLoop:
                 self._tick_at = min(self._tick_at, self._guard.look(now))
             self._look_for_endless(now)
             self._look_for_strangers(now)
+            if damaged := getattr(self.listener, "damaged", 0):
+                self.machine.counts["bad:damaged"] = damaged
 
     def _look_for_endless(self, now: float) -> None:
         """What grows may be a message that somebody never ends: see transport.endless."""

@@ -234,6 +234,9 @@ class Options(NamedTuple):
     """Whether it carries large values: an I/O thread that others need not wait for serves it."""
     dead_s: float = DEFAULTS.dead_s
     """Seconds without a sign of life after which a connection is broken, at both ends."""
+    seal: bool = False
+    """Whether messages travel with a checksum (see transport.seal), at both ends or at neither.
+    Only over tcp, and not beside security, which is stronger."""
 
 
 def heartbeats(dead_s: float) -> dict[int, int]:
@@ -288,6 +291,7 @@ CONNECTED = int(zmq.EVENT_CONNECTED)
 DOWN = int(zmq.EVENT_DISCONNECTED)
 REFUSED = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 MISMATCHED = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+RETRIED = int(zmq.EVENT_CONNECT_RETRIED)
 RELEASED = int(zmq.EVENT_CLOSED | zmq.EVENT_CLOSE_FAILED)
 
 

@@ -92,7 +92,7 @@ class LiveFuzz:
         """n wrong messages, over connections that are given up after some hundreds each."""
         left = n
         while left:
-            channel = connect(self.address)
+            channel = connect(self.address, seal=True)
             poller = Poller()
             poller.add(channel)
             try:
