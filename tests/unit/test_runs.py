@@ -152,3 +152,16 @@ def test_an_answer_to_the_holder_before_is_not_for_the_next_one(house: House) ->
     worker.say(m.Explained(explain.ticket, [named], ["running"], ["it runs"]))
     house.deliver()
     assert not [x for x in second.heard if isinstance(x, m.Answer)]
+
+
+def test_a_run_that_its_holder_ended_is_over_for_the_next_broker_too() -> None:
+    """Though the holder's Bye was lost with this one."""
+    house = House(saved=[])
+    holder = house.peer(1, run="night").greet()
+    submit(holder, 0, "a")
+    assert ask(holder, "end run", "night") == ""
+    assert house.machine.journal is not None
+    for entries in (house.machine.journal.take(), list(house.machine.snapshot())):
+        again = House(saved=entries)
+        assert not again.machine.runs.by_name
+        assert [record.hello.run for record in again.machine.sessions.values()] == [""]

@@ -315,6 +315,8 @@ class Reception:
             # It stays until it has read the answer; then it is gone like any other.
             self._runs.end(run)
             run.hello = run.hello._replace(run="")
+            if self.journal is not None:  # a broker that goes on with it knows of no run either
+                self.journal.begin(saved_session(run, 0))
         else:
             self.end(run, "the run was ended", now, for_good=True)
         return ""

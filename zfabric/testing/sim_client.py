@@ -31,6 +31,9 @@ FAILED = frozenset(
 
 DURABLE = frozenset((m.VALUE, m.STORED))
 
+MAX_REFUSALS = 40
+"""Until a client gives up a run that another one holds: longer than anybody sleeps."""
+
 NO_OPTIONS = m.TaskOptions()
 
 
@@ -89,6 +92,14 @@ class SimClient(Node):
         self.n_adopted = 0
         self.locks = SimLocks(self)
         self._before = before
+        self._refusals = 0
+        """How often somebody else held the run since its session was lost, or ever."""
+        self._is_fenced = False
+        """Its session was lost: another one may hold its run now."""
+        self._end_request = 0
+        """Of a question that is to end a run, and whether that is its own:"""
+        self._ends_own = False
+        self._known: dict[int, Call] = {}
         self._told: list[tuple[int, int]] = []
         self._page = 0
         self.name = name
@@ -243,6 +254,9 @@ class SimClient(Node):
             elif message.code == "run" and not self.welcomed:
                 self._begin(self.agenda.now)
                 self._hello_at = self.agenda.now + HELLO_S
+                self._refusals += 1
+                if self._is_fenced or self._refusals > MAX_REFUSALS:
+                    self.die()
             elif message.code == "unknown":
                 self._begin(self.agenda.now)
             else:
@@ -263,6 +277,11 @@ class SimClient(Node):
 
     def _take_answer(self, message: m.Answer | m.Reply) -> None:
         self.submitter.answered(message.request)
+        if message.request == self._end_request:
+            self._end_request = 0
+            if self._ends_own and not unpackb(message.payload):
+                self.say_goodbye()
+            return
         if message.request == self._page:
             self._take_page(unpackb(message.payload))
             return
@@ -284,6 +303,8 @@ class SimClient(Node):
         self.calls.clear()
         self._asked.clear()
         self._before = None  # it, too, lost what it had
+        self._end_request = 0
+        self._is_fenced = bool(self.run)
         self.locks.session_lost()
         self._begin(self.agenda.now)
 
@@ -293,6 +314,12 @@ class SimClient(Node):
         """The session of a run has begun, and with an old one come its tasks."""
         self.attaching = is_old
         self._told.clear()
+        self._refusals = 0
+        self._is_fenced = False
+        before = self.agenda.holders.get(self.run)
+        self._before = before if isinstance(before, SimClient) and before is not self else None
+        self._known = {c.outcome.id: c for c in self._before.calls} if self._before else {}
+        self.agenda.holders[self.run] = self
         if is_old:
             self.session.post(m.Inventory([], [], [], [], 1))
             self._ask_page("")
@@ -311,9 +338,9 @@ class SimClient(Node):
             return
         self.attaching = False
         before = self._before
-        known = {} if before is None else {call.outcome.id: call for call in before.calls}
+        known = self._known
         told = {id_ for id_, _ in self._told}
-        if before is not None:
+        if before is not None and self.run not in self.agenda.ended_runs:
             for id_, call in known.items():
                 if id_ in before.keyed and call.outcome.status in DURABLE and id_ not in told:
                     raise InternalError(f"run {self.run} lost {id_:x}, which had ended")
@@ -336,6 +363,16 @@ class SimClient(Node):
         if fresh:
             self.submitter.say(m.Inventory(fresh, [0] * len(fresh), [], [], 1))
         self.wake(self.agenda.now)
+
+    def end_run(self, run: str) -> None:
+        """The user wants a run to be over: its own, or one that nobody holds."""
+        if not self.attaching and not self._end_request:
+            self._requests += 1
+            self._end_request = self._requests
+            self._ends_own = run == self.run
+            self.agenda.ended_runs.add(run)
+            self.submitter.ask(self._end_request, "end run", [0], run)
+            self.wake(self.agenda.now)
 
     # --- the user -----------------------------------------------------------------------------
 
@@ -610,7 +647,8 @@ class SimClient(Node):
     @property
     def is_answered(self) -> bool:
         """Whether no question is open."""
-        return not self._asked and not self.attaching and not self.locks.is_waiting
+        is_open = self._asked or self._end_request or self.attaching or self.locks.is_waiting
+        return not is_open
 
     def check(self) -> int:
         """Compare what has ended with what it must be. Returns how many are pending."""

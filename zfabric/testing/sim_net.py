@@ -25,6 +25,10 @@ class Agenda:
         self.begun: set[tuple[int, int]] = set()
         """(task, attempt) of every row that began in some slot; (task, -1) of those that must not
         run twice."""
+        self.holders: dict[str, Node] = {}
+        """Who attached last to each named run."""
+        self.ended_runs: set[str] = set()
+        """Runs that somebody has wanted to be over."""
         self.on_device: set[int] | None = set()
         """Tasks that need a device for themselves; None when that is not looked at."""
         self._entries: list[Entry] = []

@@ -230,7 +230,8 @@ class Simulation:
         self.n_named = 0
         # Seeds of the corpus have none of these, and so go on as they did.
         self.uses_locks = seed % 11 in (3, 9)
-        self.uses_runs = seed % 11 in (6, 9)
+        self.uses_runs = seed % 11 in (3, 6, 9)
+        self.fights_for_runs = seed % 11 == 3
         self.workers = [self._new_worker() for _ in range(rng.randint(1, 4))]
         self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
         # Swarm testing: each run knows some of the faults only, so that each gets its room.
@@ -296,6 +297,9 @@ class Simulation:
             self.broker.clients = self.clients
             for _ in range(rng.randint(3, 20)):
                 agenda.at(rng.uniform(0.1, 4.2), self._user_locks)
+        if self.fights_for_runs:
+            for _ in range(rng.randint(1, 5)):
+                agenda.at(rng.uniform(0.1, 4.2), self._run_changes_hands)
         end = 0.5
         if self.faults:
             for _ in range(rng.randint(1, 6)):
@@ -471,6 +475,32 @@ class Simulation:
         live = [client for client in self._live() if client.welcomed]
         if live:
             self.rng.choice(live).locks.act()
+
+    def _run_changes_hands(self) -> None:
+        """Somebody wants a run whose holder sleeps, or perhaps only slept; or wants one to end."""
+        rng = self.rng
+        live = [client for client in self._live() if client.welcomed]
+        holders = [client for client in self.clients if client.run]
+        if not live or not holders:
+            return
+        holder = rng.choice(holders)
+        if rng.random() < 0.3:
+            asker = rng.choice(live)
+            if holder in live and asker is not holder:
+                holder.say_goodbye()
+                self.agenda.at(self.agenda.now + 0.5, lambda: self._ask_for_the_end(asker, holder))
+                self._later(lambda: self.clients.append(self._new_client(holder)))
+            else:
+                asker.end_run(holder.run)
+            return
+        if holder in live:
+            self._stop(holder)
+        self._later(lambda: self.clients.append(self._new_client(holder)))
+
+    def _ask_for_the_end(self, asker: SimClient, holder: SimClient) -> None:
+        """Of a run that another one has left."""
+        if asker.alive and asker.welcomed:
+            asker.end_run(holder.run)
 
     def _cut_for(self, peer: SimWorker | SimClient, seconds: float) -> None:
         """No connection for so long; the broker may hear of it only much later."""
