@@ -253,6 +253,38 @@ def test_nannies_workers_die_again_and_again() -> None:
     asyncio.run(main())
 
 
+class KillsTheFirst(distributed.SchedulerPlugin):
+    """Ends the first worker's process while the scheduler registers it, before it answers."""
+
+    def __init__(self) -> None:
+        self.killed = ""
+
+    async def add_worker(self, scheduler, worker) -> None:
+        if self.killed:
+            return
+        self.killed = worker
+        before = {comm for comm in scheduler._comms if not comm.closed()}
+        os.kill(scheduler.workers[worker].pid, signal.SIGKILL)
+        while not any(comm.closed() for comm in before):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_it_registers_is_not_listed() -> None:
+    async def main():
+        plugin = KillsTheFirst()
+        async with Scheduler(protocol="zmq://", dashboard_address=":0") as scheduler:
+            scheduler.add_plugin(plugin)
+            with pytest.raises(RuntimeError, match="Nanny failed to start"):
+                async with Nanny(scheduler.address, nthreads=1):
+                    raise AssertionError("the worker was killed")
+            while plugin.killed in scheduler.workers:
+                await asyncio.sleep(0.01)
+            assert plugin.killed
+
+    asyncio.run(asyncio.wait_for(main(), 90))
+
+
 def one_round_of_a_cluster(local, client, number: int) -> None:
     """Work that scales the cluster up, a shuffle, and a worker that is killed meanwhile."""
     pd = pytest.importorskip("pandas")

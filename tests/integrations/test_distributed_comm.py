@@ -200,6 +200,29 @@ async def test_after_close_nothing_works_at_either_end() -> None:
 
 
 @run
+async def test_the_answer_to_a_peer_that_died_leaves_the_news_to_who_reads_next() -> None:
+    """distributed's scheduler forgets a worker only by reading, after its answer."""
+    a, b = await comm_pair()
+    await a.write("register")
+    a.abort()
+    assert await b.read() == "register"
+    await until(b.closed)
+    await b.write("registered")
+    with pytest.raises(CommClosedError):
+        await b.read()
+    with pytest.raises(CommClosedError):
+        await b.write("more")
+
+    a, b = await comm_pair()
+    a.abort()
+    await until(b.closed)
+    await b.write("dropped")
+    with pytest.raises(CommClosedError):  # also who never reads hears of it
+        await b.write("more")
+    await close(a, b)
+
+
+@run
 async def test_what_was_written_before_close_arrives() -> None:
     a, b = await comm_pair()
     data = np.arange(2_000_000)

@@ -44,6 +44,7 @@ class ZmqComm(Comm):
         self._local_addr = local_addr
         self._peer_addr = peer_addr
         self._random = Random(len(peer_addr))
+        self._told = False  # that the link ended
         self._finalizer = weakref.finalize(self, _abandon, link, f"{local_addr} to {peer_addr}")
         self._finalizer.atexit = False
 
@@ -68,6 +69,7 @@ class ZmqComm(Comm):
         try:
             frames = await self._link.read()
         except LinkEnded as exc:
+            self._told = True
             self.abort()
             raise CommClosedError(f"in {self!r}: {exc}") from None
         except BaseException:
@@ -88,8 +90,15 @@ class ZmqComm(Comm):
             raise CommClosedError("aborted on truncated data") from None
 
     async def write(self, msg: Any, serializers: Any = None, on_error: Any = "message") -> int:
-        """Send a message; waits while the peer is too far behind. Bytes of its frames."""
-        if self.closed():
+        """Send a message; waits while the peer is too far behind. Bytes of its frames.
+
+        Raises CommClosedError after close and abort here, and after the peer's end was told. One
+        message that meets that end first is dropped without a word unless somebody reads, as a
+        kernel does that has yet to hear of it. distributed's scheduler answers a worker that
+        registers before it reads what follows, and by that reading alone forgets one that died: an
+        error by the answer leaves it listed until its time to live, 5 minutes.
+        """
+        if self.closed() and not self._unheard():
             raise CommClosedError(f"in {self!r}: {self._link.ended}")
         options = {
             "serializers": serializers,
@@ -110,28 +119,38 @@ class ZmqComm(Comm):
         nbytes = sum(map(len, frames))
         packer = None if nbytes <= INLINE else self._compressor()
         try:
-            await self._link.write(split(frames, packer, self._link.fetched))
+            taken = await self._link.write(split(frames, packer, self._link.fetched))
         except LinkEnded as exc:
             raise CommClosedError(f"in {self!r}: {exc}") from None
         except BaseException:
             self.abort()
             raise
+        if not taken:
+            if not self._unheard():
+                raise CommClosedError(f"in {self!r}: {self._link.ended}")
+            self._told = True
         return nbytes
 
     async def close(self) -> None:
         """Let what was written leave, then close; the peer hears of it at once."""
+        self._told = True
         self._finalizer.detach()
         timeout = dask.config.get("distributed.comm.timeouts.tcp", "30s")
         await self._link.close(parse_timedelta(timeout, default="seconds"))
 
     def abort(self) -> None:
         """Close at once, from whatever thread; what was not sent is dropped."""
+        self._told = True
         self._finalizer.detach()
         _abort(self._link)
 
     def closed(self) -> bool:
         """Whether nothing can be sent any more; what came before can still be read."""
         return self._link.ended is not None
+
+    def _unheard(self) -> bool:
+        """Whether the peer ended this and nobody here was told, nor waits to be."""
+        return not self._told and not self._link.is_read
 
     def _compressor(self) -> Any:
         if self.same_host or dask.config.get(COMPRESSION, True) is False:

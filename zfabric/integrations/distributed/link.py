@@ -91,19 +91,30 @@ class Link:
         self._writers: list[asyncio.Future[None]] = []
         self._closers: list[asyncio.Future[None]] = []
 
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody waits for a message, and so hears of the end."""
+        return self._reader is not None
+
     # --- out ----------------------------------------------------------------------------------
 
-    async def write(self, messages: Messages) -> None:
-        """Send these; returns when all are handed to the transport. Raises LinkEnded."""
+    async def write(self, messages: Messages) -> bool:
+        """Send these; returns when all are handed to the transport.
+
+        False if the link had ended, or did so at once. Raises LinkEnded if it ends while they wait.
+        """
         if self.ended is None:
             self._outbox.append(messages)
             self.flush()
+        waited = False
         while self._outbox:
+            waited = True
             writer = self.loop.create_future()
             self._writers.append(writer)
             await writer
-        if self.ended is not None:
+        if waited and self.ended is not None:
             raise LinkEnded(self.ended)
+        return self.ended is None
 
     def flush(self) -> None:
         """Send what credit and the socket allow."""
