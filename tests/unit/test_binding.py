@@ -50,6 +50,14 @@ def test_beyond_loopback_is_refused_with_the_line_to_type(host: str) -> None:
         check_exposure(f"tcp://{host}:8787", insecure=False)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "*", "10.1.2.3"])
+def test_plain_sockets_are_refused_like_tcp_which_could_have_keys(host: str) -> None:
+    with pytest.raises(InsecureBind, match=r"has no keys") as caught:
+        check_exposure(f"sock+tcp://{host}:8787", insecure=False)
+    assert f"zfabric broker --listen tcp://{host}:8787\n" in str(caught.value)
+    assert f"--listen sock+tcp://{host}:8787 --insecure" in str(caught.value)
+
+
 def test_insecure_overrides_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "zfabric"):
         check_exposure("tcp://0.0.0.0:8787", insecure=True)

@@ -122,10 +122,16 @@ def check_exposure(address: str, insecure: bool) -> None:
     if parts is None or is_loopback(parts[1]):
         return
     if not insecure:
+        advice = "Make keys, which it then takes by itself:\n  zfabric keys init\n"
+        if parts[0] != "tcp":
+            advice = (
+                f"{parts[0]}:// has no keys; make some, and listen on tcp://:\n"
+                "  zfabric keys init\n"
+                f"  zfabric broker --listen tcp://{parts[1]}:{parts[2]}\n"
+            )
         raise InsecureBind(
             f"{address} can be reached from other machines, and whoever reaches it could run any "
-            "code here. Make keys, which it then takes by itself:\n"
-            "  zfabric keys init\n"
+            f"code here. {advice}"
             "or listen on tcp://127.0.0.1:8787 and reach it through `ssh -L`; or, in a network"
             " where you trust every machine and user, type:\n"
             f"  zfabric broker --listen {address} --insecure"
