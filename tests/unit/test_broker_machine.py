@@ -605,3 +605,17 @@ def test_an_alarm_that_is_over_is_said_again_to_who_has_not_heard(house: House) 
     worker = house.peer(2, m.WORKER).greet()
     worker.say(m.Query(1, "info"))
     assert 2 not in house.machine.sessions, "workers put no queries"
+
+
+def test_a_broker_of_many_sessions_does_not_look_at_all_of_them_for_each_beat(house: House) -> None:
+    house.now = 0.0
+    for token in range(1, 501):
+        house.now += 0.002  # so that their beats are due one by one
+        house.peer(token).greet()
+    now, n_ticks = house.now, 0
+    while now < house.now + 1.1:
+        now = house.machine.tick(now)
+        n_ticks += 1
+    assert n_ticks <= 1.1 / (500 * 2e-5) + 1
+    posted = [record.session.n_control for record in house.machine.sessions.values()]
+    assert min(posted) >= 1, "each gets its beat"

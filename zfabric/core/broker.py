@@ -42,6 +42,12 @@ Frames = Sequence[bytes | memoryview]
 RECALL_CHECK_S = 0.05
 """How often to look for rows stuck behind a long one, while there may be any."""
 
+MANY = 100
+"""Sessions above which ticks are put off until a look at all of them is worth it:"""
+
+LOOK_S = 2e-5
+"""Seconds per session between two looks: some ten times what a look costs."""
+
 
 class BrokerMachine:
     """Everything that a broker decides."""
@@ -255,6 +261,9 @@ class BrokerMachine:
             wake = min(wake, session.tick(now))
             if session.has_unsent:
                 self.dirty[record] = None
+        if len(self.sessions) > MANY:
+            # Beats of many fall due at any moment, and each look is at all of them.
+            wake = max(wake, now + min(len(self.sessions) * LOOK_S, settings.beat_s / 4))
         if self.scheduler.settling:
             assert self._restart is not None
             if self._restart.is_over(now):
