@@ -11,6 +11,7 @@ from zfabric import wire
 from zfabric.config import Settings
 from zfabric.core import greeting, switchboard
 from zfabric.core.broker import BrokerMachine
+from zfabric.core.journal import Entry
 from zfabric.ids import task_id
 from zfabric.testing.bench import FN, FUNCTION
 
@@ -619,3 +620,18 @@ def test_a_broker_of_many_sessions_does_not_look_at_all_of_them_for_each_beat(ho
     assert n_ticks <= 1.1 / (500 * 2e-5) + 1
     posted = [record.session.n_control for record in house.machine.sessions.values()]
     assert min(posted) >= 1, "each gets its beat"
+
+
+def test_a_worker_that_came_back_is_not_waited_for_once_more() -> None:
+    saved: list[Entry] = []
+    previous = 0
+    for token in (5, 6, 7):
+        house = House(saved=list(saved))
+        worker = house.peer(token, m.WORKER, previous=previous).greet()
+        worker.say(m.Inventory([], [], [], [], 1))
+        house.pass_time(1.0, alive=(worker,))
+        assert not house.machine.scheduler.settling
+        assert not any("did not come back" in text for _, text in house.machine.log)
+        assert house.machine.journal is not None
+        saved += house.machine.journal.take()
+        previous = token

@@ -59,7 +59,9 @@ class Restart:
     def came_back(self, record: SessionRecord, message: m.Inventory) -> None:
         """A session has told a part of what it has; a worker is back with the last one."""
         if record.hello.role == m.WORKER and message.credit:
-            self.expected.pop(record.hello.previous, None)
+            previous = record.hello.previous
+            if self.expected.pop(previous, None) is not None:
+                self.journal.left(previous)  # else the next broker waits for it again
 
     def is_over(self, now: float) -> bool:
         """Whether nobody is waited for any more."""
