@@ -1,8 +1,9 @@
 """The file in which a broker's journal lies: SQLite, in WAL mode.
 
 One transaction per turn, synced to the disk before anything that follows from it is sent. What the
-entries mean is `core.journal`'s business; here they are rows of (number, kind, bytes). Torn writes,
-checksums and recovery after a crash are SQLite's.
+entries mean is `core.journal`'s business; here they are rows of (number, kind, bytes, checksum).
+Torn writes and recovery after a crash are SQLite's; whether anything is missing or has changed
+`runtime.journal_check` finds out, before the first byte is written.
 
 When the entries written since the last snapshot outweigh it, one transaction puts a snapshot of
 all that is alive in place of everything, so the file stays in proportion to what is alive.
@@ -25,15 +26,17 @@ from pathlib import Path
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
 from zfabric.errors import ConfigError
+from zfabric.runtime.journal_check import Chain, Damaged, check, check_entries
 
 log = logging.getLogger(__name__)
 
 APPLICATION = 0x7AFB
 """In the file's head: it is a journal of ours."""
 
-FORMAT = 2
+FORMAT = 3
 """Raised with each change that an older broker would misread. 2: locks, and attempts that gave no
-value. What an older one wrote is read as it is; the file has the newer format from then on."""
+value. 3: checksums. What an older one wrote is read as it is; from then on the file has the newer
+format."""
 
 COMPACT_NBYTES = 16 << 20
 """Bytes of entries below which a snapshot is not worth its while."""
@@ -70,8 +73,11 @@ class Journal:
             raise ConfigError(f"the journal {path} cannot be opened: {exc}") from exc
         if path.exists() and path.stat().st_size and not _looks_like_sqlite(path):
             raise ConfigError(f"{path} is not a journal of zfabric; nothing was changed")
+        self._chain = Chain()
         try:
-            if not path.exists():
+            if path.exists() and path.stat().st_size:
+                self._examine()
+            elif not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
         except (OSError, sqlite3.Error) as exc:
@@ -83,6 +89,19 @@ class Journal:
             if isinstance(exc, sqlite3.Error):
                 raise ConfigError(_why_unusable(path, exc)) from exc
             raise
+
+    def _examine(self) -> None:
+        """Whether the file is a journal that we can go on with; nothing is changed in it."""
+        path = self.path.resolve()
+        try:
+            check(path)
+        except Damaged as exc:
+            raise ConfigError(
+                f"the journal {self.path} is damaged: {exc}; nothing was changed. Put a copy of it "
+                "and its -wal file in place, or begin with another file"
+            ) from exc
+        except sqlite3.Error as exc:
+            raise ConfigError(_why_unusable(self.path, exc)) from exc
 
     def _begin(self) -> None:
         db, path = self._db, self.path
@@ -100,16 +119,20 @@ class Journal:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA journal_size_limit=67108864")
-        if n_tables:
-            for (text,) in db.execute("PRAGMA quick_check(1)"):
-                if text != "ok":
-                    raise sqlite3.DatabaseError(text)
+        self._chain = check_entries(db, True)
         db.execute("BEGIN IMMEDIATE")
         _lay_out(db)
+        self._note(self._chain, is_open=True)
         db.execute("INSERT INTO starts DEFAULT VALUES")
         (self.generation,) = db.execute("SELECT max(generation) FROM starts").fetchone()
         db.execute("DELETE FROM starts WHERE generation < ?", (self.generation,))
         db.execute("COMMIT")
+        # From here on the main file says that a log belongs to it, and the log is there.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        _sync(path.resolve().parent)
+
+    def _note(self, chain: Chain, is_open: bool) -> None:
+        self._db.execute("UPDATE state SET n = ?, crc = ?, open = ?", (chain.n, chain.crc, is_open))
 
     def entries(self) -> Iterator[Entry]:
         """All there are, in order. Raises ConfigError when the file is damaged."""
@@ -156,15 +179,14 @@ class Journal:
 
     def _write(self, entries: Iterable[Entry], anew: bool = False) -> int:
         db = self._db
-        nbytes = 0
+        chain = Chain() if anew else Chain(self._chain.n, self._chain.crc)
+        rows = [(kind, data, chain.add(kind, data)) for kind, data in entries]
         try:
             db.execute("BEGIN IMMEDIATE")
             if anew:
                 db.execute("DELETE FROM entries")
-                counted = list(entries)
-                nbytes = sum(len(data) for _, data in counted)
-                entries = counted
-            db.executemany("INSERT INTO entries (kind, data) VALUES (?, ?)", entries)
+            db.executemany("INSERT INTO entries (kind, data, crc) VALUES (?, ?, ?)", rows)
+            self._note(chain, is_open=True)
             db.execute("COMMIT")
         except sqlite3.Error as exc:
             try:
@@ -173,10 +195,15 @@ class Journal:
             except sqlite3.Error:
                 pass
             raise JournalFailed(f"the journal {self.path} cannot be written: {exc}") from exc
-        return nbytes
+        self._chain = chain
+        return sum(len(data) for _, data, _ in rows)
 
     def close(self) -> None:
         """Let go of the file. Everything committed is in it."""
+        try:
+            self._note(self._chain, is_open=False)
+        except sqlite3.Error as exc:  # the log stays, and the file says that it belongs to it
+            log.warning("closing the journal %s: %s", self.path, exc)
         try:
             self._db.close()
         except sqlite3.Error as exc:
@@ -189,8 +216,13 @@ def _lay_out(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA user_version={FORMAT}")
     db.execute(
         "CREATE TABLE IF NOT EXISTS entries"
-        " (number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, data BLOB NOT NULL)"
+        " (number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, data BLOB NOT NULL, crc INTEGER)"
     )
+    if all(name != "crc" for _, name, *_ in db.execute("PRAGMA table_info(entries)")):
+        db.execute("ALTER TABLE entries ADD COLUMN crc INTEGER")
+    db.execute("CREATE TABLE IF NOT EXISTS state (n INTEGER, crc INTEGER, open INTEGER)")
+    if db.execute("SELECT count(*) FROM state").fetchone() == (0,):
+        db.execute("INSERT INTO state VALUES (0, 0, 0)")
     db.execute("CREATE TABLE IF NOT EXISTS starts (generation INTEGER PRIMARY KEY)")
 
 
@@ -206,19 +238,21 @@ def _write_whole(path: Path, entries: Iterable[Entry], generation: int) -> int:
     for suffix in ("", "-journal"):
         _beside(path, suffix).unlink(missing_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    counted = list(entries)
+    chain = Chain()
+    rows = [(kind, data, chain.add(kind, data)) for kind, data in entries]
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode=OFF")  # nothing of it is needed unless all is there
         db.execute("BEGIN IMMEDIATE")
         _lay_out(db)
         db.execute("INSERT INTO starts VALUES (?)", (generation,))
-        db.executemany("INSERT INTO entries (kind, data) VALUES (?, ?)", counted)
+        db.executemany("INSERT INTO entries (kind, data, crc) VALUES (?, ?, ?)", rows)
+        db.execute("UPDATE state SET n = ?, crc = ?", (chain.n, chain.crc))
         db.execute("COMMIT")
     finally:
         db.close()
     _sync(path)
-    return sum(len(data) for _, data in counted)
+    return sum(len(data) for _, data, _ in rows)
 
 
 def _finish_rotation(path: Path) -> None:

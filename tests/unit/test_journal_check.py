@@ -1,0 +1,118 @@
+"""Damage to a journal's files: it is refused and nothing is changed, or nothing is missing."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from zfabric.core.journal import Entry
+from zfabric.errors import ConfigError
+from zfabric.runtime.journal import FORMAT, Journal
+
+TURNS: list[list[Entry]] = [[(n, bytes([n]) * 700), (n, b"last")] for n in range(1, 9)]
+ALL = sum(TURNS, [])
+BUT_LAST = sum(TURNS[:-1], [])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """The main file and the log of a broker that was killed."""
+    with closing(Journal(tmp_path / "j")) as book:
+        for turn in TURNS:
+            book.commit(turn, list)
+        return {suffix: (tmp_path / f"j{suffix}").read_bytes() for suffix in ("", "-wal")}
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> bytes:
+    """The file of one that ended well: it has no log."""
+    with closing(Journal(tmp_path / "c")) as book:
+        for turn in TURNS:
+            book.commit(turn, list)
+    assert not (tmp_path / "c-wal").exists()
+    return (tmp_path / "c").read_bytes()
+
+
+def found(directory: Path, files: dict[str, bytes]) -> list[Entry] | None:
+    """What a broker would begin with; None: it refuses, and has changed nothing."""
+    for suffix, content in files.items():
+        (directory / f"copy{suffix}").write_bytes(content)
+    try:
+        with closing(Journal(directory / "copy")) as book:
+            return list(book.entries())
+    except ConfigError as exc:
+        assert "nothing was changed" in str(exc)
+        left = {path.name: path.read_bytes() for path in directory.glob("copy*")}
+        assert left == {f"copy{suffix}": content for suffix, content in files.items()}
+        return None
+    finally:
+        for path in directory.glob("copy*"):
+            path.unlink()
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+
+
+def test_undamaged_files_are_taken(tmp_path: Path, files: dict[str, bytes], closed: bytes) -> None:
+    assert found(tmp_path, files) == ALL
+    assert found(tmp_path, {"": closed}) == ALL
+
+
+def test_a_flipped_bit_in_the_log_is_refused_but_in_its_last_turn(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    log = files["-wal"]
+    outcomes = set()
+    for at in [*range(0, 60, 3), *range(61, len(log), 211)]:
+        entries = found(tmp_path, {**files, "-wal": flipped(log, at)})
+        if entries is None:
+            outcomes.add("refused")
+        elif entries != ALL:
+            assert entries == BUT_LAST and at > len(log) * 0.8, at
+            outcomes.add("as if the last turn had not been written")
+    assert len(outcomes) == 2
+
+
+def test_a_flipped_bit_in_the_main_file_is_refused(tmp_path: Path, closed: bytes) -> None:
+    refused = 0
+    for at in range(0, len(closed), 397):
+        entries = found(tmp_path, {"": flipped(closed, at)})
+        refused += entries is None
+        assert entries in (None, ALL), at  # some bytes mean nothing
+    assert refused
+
+
+def test_a_log_that_is_missing_is_missed(tmp_path: Path, files: dict[str, bytes]) -> None:
+    assert found(tmp_path, {"": files[""]}) is None
+
+
+def test_entries_that_are_missing_are_missed(tmp_path: Path, closed: bytes) -> None:
+    path = tmp_path / "copy"
+    for number in (1, len(ALL) // 2, len(ALL)):
+        path.write_bytes(closed)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("DELETE FROM entries WHERE number = ?", (number,))
+            db.commit()
+        with pytest.raises(ConfigError, match="damaged"):
+            Journal(path)
+
+
+def test_a_journal_without_checksums_gets_them(tmp_path: Path, closed: bytes) -> None:
+    path = tmp_path / "old"
+    path.write_bytes(closed)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE entries DROP COLUMN crc")
+        db.execute("DROP TABLE state")
+        db.execute("PRAGMA user_version=2")
+        db.commit()
+    with closing(Journal(path)) as book:
+        assert list(book.entries()) == ALL
+        book.commit([(9, b"new")], list)
+    with closing(Journal(path)) as book:
+        assert list(book.entries()) == [*ALL, (9, b"new")]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (FORMAT,)
