@@ -112,9 +112,9 @@ def test_one_large_object_in_many_rows_travels_once(
     put: list[int] = []
     plain = client._values._put_group
 
-    def counted(items: Any, broadcast: bool) -> Any:
+    def counted(items: Any, *options: Any) -> Any:
         put.extend(sum(map(len, frames)) for frames in items)
-        return plain(items, broadcast)
+        return plain(items, *options)
 
     monkeypatch.setattr(client._values, "_put_group", counted)
     data = numpy.arange(100_000)
