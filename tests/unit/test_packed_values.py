@@ -31,10 +31,14 @@ def far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_room, "is_same_host", lambda address: False)
 
 
+def listen() -> transport.Listener:
+    return transport.listen("tcp://127.0.0.1:0", seal=True)
+
+
 def moved(mode: str, data: bytes, way: str) -> tuple[bytes, LinkBook, LinkBook]:
     """What arrives of `data` after a fetch or a put, and the books of the two ends."""
     settings = Settings(compression=mode)
-    store, listener = Store(), transport.listen("tcp://127.0.0.1:0")
+    store, listener = Store(), listen()
     poller = transport.Poller()
     poller.add(listener)
     theirs, ours = LinkBook(settings), LinkBook(settings)
