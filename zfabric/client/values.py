@@ -79,6 +79,9 @@ class Values:
         self._turn = 0
         self._stores: list[Target] = []
         self._looked_at = -STALE_S
+        self._asked_at = -STALE_S
+        self._well: set[int] = set()
+        """Numbers of the workers that were there and well when that was asked."""
         self._io.at_end.append(partial(_give_up, self._under_way))
 
     # --- fetching -----------------------------------------------------------------------------
@@ -185,9 +188,14 @@ class Values:
             return False
         if outcome.id not in self._io.submitter.outcomes:
             return False
-        workers = self._client.info()["workers"]
-        well = {worker["number"] for worker in workers if not worker["suspect"]}
-        return any(number in well for number, _ in msgpack.unpackb(payload)[1])
+        if monotonic() - self._asked_at > STALE_S:
+            try:
+                workers = self._client.info()["workers"]
+            except ResultTimeout:
+                return False  # the broker is away: it goes again when that is back
+            self._well = {worker["number"] for worker in workers if not worker["suspect"]}
+            self._asked_at = monotonic()
+        return any(number in self._well for number, _ in msgpack.unpackb(payload)[1])
 
     def tidy_at(self, when: float) -> None:
         """When to let go of what is kept for calls to come, on a monotonic clock."""
