@@ -16,6 +16,7 @@ from zfabric.core.locks import Locks
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import SessionRecord, saved_session
+from zfabric.core.tasks import READY, WAITING
 
 
 class Restart:
@@ -65,7 +66,15 @@ class Restart:
 
     def is_over(self, now: float) -> bool:
         """Whether nobody is waited for any more."""
-        return not self.expected or now >= self._settle_at
+        # What may run once may be with a worker that had been given up before the restart.
+        return not (self.expected or self._is_doubtful()) or now >= self._settle_at
+
+    def _is_doubtful(self) -> bool:
+        tasks = self._scheduler.tasks
+        return any(
+            (task := tasks.get(id_)) is not None and task.state in (WAITING, READY)
+            for id_ in self._begun_before
+        )
 
     def settle(self, now: float) -> str:
         """Workers that are not back will not come. Returns a warning, "" if all are back."""

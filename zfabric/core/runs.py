@@ -105,6 +105,7 @@ class Runs:
     def _fresh(self, record: SessionRecord, token: int, now: float) -> Session:
         session = Session(token, record.session.epoch, settings=self._settings, now=now)
         record.session = session
+        self._listing.pop(record.number, None)
         record.peer = None
         record.peers = []
         record.gone_at = now

@@ -77,6 +77,7 @@ class Switchboard:
         """
         if self.sessions.pop(token, None) is None:
             return False
+        self._ended.pop(token, None)  # that of a run may end more than once: the latest counts
         self._ended[token] = None
         if len(self._ended) > TOKENS_KEPT:
             del self._ended[next(iter(self._ended))]
