@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -53,8 +56,8 @@ def found(directory: Path, files: dict[str, bytes]) -> list[Entry] | None:
             path.unlink()
 
 
-def flipped(content: bytes, at: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+def flipped(content: bytes, at: int, bit: int = 4) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
 
 
 def test_undamaged_files_are_taken(tmp_path: Path, files: dict[str, bytes], closed: bytes) -> None:
@@ -78,12 +81,41 @@ def test_a_flipped_bit_in_the_log_is_refused_but_in_its_last_turn(
 
 
 def test_a_flipped_bit_in_the_main_file_is_refused(tmp_path: Path, closed: bytes) -> None:
+    rng = Random(7)
+    used = [at for at, byte in enumerate(closed) if byte]
+    heads = [at for at in used if at % 4096 < 200 or at % 4096 > 4000]
     refused = 0
-    for at in range(0, len(closed), 397):
-        entries = found(tmp_path, {"": flipped(closed, at)})
-        refused += entries is None
-        assert entries in (None, ALL), at  # some bytes mean nothing
+    for at in rng.sample(used, 60) + rng.sample(heads, 60):
+        for bit in rng.sample(range(8), 2):
+            entries = found(tmp_path, {"": flipped(closed, at, bit)})
+            refused += entries is None
+            assert entries in (None, ALL), (at, bit)  # some bytes mean nothing
     assert refused
+
+
+def test_a_stop_while_nothing_can_be_written_leaves_a_whole_journal(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    program = f"""
+import resource, signal
+from zfabric.runtime.journal import Journal, JournalFailed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+book = Journal({str(path)!r})
+for n in range(20):
+    book.commit([(1, bytes(300))], list)
+size = {str(path)!r} + "-wal"
+import os
+limit = os.stat(size).st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    book.commit([(1, bytes(300_000))], list)
+except JournalFailed:
+    print("failed")
+book.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "failed\n", done.stderr
+    with closing(Journal(path)) as book:
+        assert len(list(book.entries())) == 20
 
 
 def test_a_log_that_is_missing_is_missed(tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -106,7 +106,7 @@ def serve(
             freeze_garbage()
             why = BrokerLoop(listener, machine, stop, Poller(), guard, keeper).run()
         except JournalDamaged as exc:
-            log.error("the journal %s is damaged: %s; nothing was changed", journal, exc)
+            log.error("the journal %s is damaged: %s. Put a copy of it in place", journal, exc)
             return 2
         except ConfigError as exc:
             log.error("%s", exc)

@@ -17,26 +17,28 @@ FILE.new finishes that first; it is complete, while a FILE.part may not be.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from time import monotonic
 
 from zfabric.core.broker import BrokerMachine
 from zfabric.core.journal import Entry
 from zfabric.errors import ConfigError
-from zfabric.runtime.journal_check import Chain, Damaged, check, check_entries
+from zfabric.runtime.journal_check import (
+    APPLICATION,
+    FORMAT,
+    Chain,
+    Damaged,
+    check,
+    check_entries,
+)
 
 log = logging.getLogger(__name__)
-
-APPLICATION = 0x7AFB
-"""In the file's head: it is a journal of ours."""
-
-FORMAT = 3
-"""Raised with each change that an older broker would misread. 2: locks, and attempts that gave no
-value. 3: checksums. What an older one wrote is read as it is; from then on the file has the newer
-format."""
 
 COMPACT_NBYTES = 16 << 20
 """Bytes of entries below which a snapshot is not worth its while."""
@@ -63,7 +65,12 @@ class Journal:
         """Of entries since the last snapshot."""
         self._kept = 0
         """Of that snapshot."""
-        self._open()
+        self._lock = _FileLock(self.path)
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _open(self) -> None:
         path = self.path
@@ -158,6 +165,9 @@ class Journal:
         """Put a snapshot in place of all entries."""
         kept = self._write(snapshot(), anew=True)
         self._kept, self._nbytes = kept, 0
+        # A long log takes long to check at the next start.
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def recover(self, snapshot: Callable[[], Iterable[Entry]]) -> None:
         """After a failure: a new file with all that is alive takes the place of the old one.
@@ -169,8 +179,9 @@ class Journal:
             _beside(real, ".part").replace(_beside(real, ".new"))
             _sync(real.parent)
         except (OSError, sqlite3.Error) as exc:
+            _beside(real, ".part").unlink(missing_ok=True)  # its room is wanted
             raise JournalFailed(f"the journal {self.path} cannot be written: {exc}") from exc
-        self.close()  # not before: it keeps others from the file
+        self._let_go()
         try:
             self._open()
         except ConfigError as exc:
@@ -200,14 +211,51 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file. Everything committed is in it."""
+        self._let_go()
+        self._lock.release()
+
+    def _let_go(self) -> None:
+        noted = False
         try:
             self._note(self._chain, is_open=False)
-        except sqlite3.Error as exc:  # the log stays, and the file says that it belongs to it
-            log.warning("closing the journal %s: %s", self.path, exc)
-        try:
+            noted = True
             self._db.close()
         except sqlite3.Error as exc:
             log.warning("closing the journal %s: %s", self.path, exc)
+            self._db.close()
+        real = self.path.resolve()
+        if not noted and not _beside(real, "-wal").exists():
+            # All of the log came into the main file, which still says that one belongs to it.
+            _beside(real, "-wal").touch(0o600)
+            _sync(real.parent)
+
+
+class _FileLock:
+    """A journal is one process's from before it is looked at, through changes of the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError when another one has it, or nothing can be written there."""
+        self._path = _beside(path.resolve(), ".lock")
+        while True:
+            try:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as exc:
+                raise ConfigError(f"the journal {path} cannot be opened: {exc}") from exc
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever had it before may have unlinked the file between our open and our lock.
+                if os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+                    return
+            except BlockingIOError:
+                os.close(self._fd)
+                raise ConfigError(f"the journal {path} is in use by another broker") from None
+            except FileNotFoundError:
+                pass
+            os.close(self._fd)
+
+    def release(self) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
 
 
 def _lay_out(db: sqlite3.Connection) -> None:
@@ -323,9 +371,12 @@ class JournalKeeper:
         if now < self._write_at:
             return
         self._write_at = now + RETRY_S
+        began = monotonic()
         try:
             journal.recover(machine.snapshot)
         except JournalFailed as exc:
+            # A large snapshot takes a while, and nobody else is served meanwhile.
+            self._write_at = now + max(RETRY_S, 10 * (monotonic() - began))
             machine.cannot_write(str(exc))
             return
         log.warning("the journal %s can be written again", journal.path)

@@ -21,12 +21,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from zlib import crc32
 
+APPLICATION = 0x7AFB
+"""In the file's head: it is a journal of ours."""
+
+FORMAT = 3
+"""Raised with each change that an older broker would misread. 2: locks, and attempts that gave no
+value. 3: checksums. What an older one wrote is read as it is; from then on the file has the newer
+format."""
+
 _HEAD = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _MAGIC = 0x377F0682
 """The last bit says in which byte order words are added up."""
 
 MASK = 0xFFFFFFFF
+
+CHECKED = 3
+"""The first format with checksums."""
 
 
 class Damaged(Exception):
@@ -64,6 +75,8 @@ def check(path: Path) -> None:
             if text != "ok":
                 raise Damaged(str(text))
         check_entries(db, had_log)
+    except (ValueError, TypeError) as exc:  # names, texts and types that are none
+        raise Damaged(str(exc)) from exc
     finally:
         db.close()
         if not had_index:
@@ -76,12 +89,20 @@ def check_entries(db: sqlite3.Connection, has_log: bool) -> Chain:
     """The chain of a journal's entries, each compared. A journal of an older format has none, and
     may end in entries that have."""
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    if "entries" not in names:
-        return Chain()
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (format_,) = db.execute("PRAGMA user_version").fetchone()
+    if not names or application != APPLICATION or format_ > FORMAT:
+        return Chain()  # new, or nothing of ours
+    db.execute("PRAGMA table_info(entries)").fetchall()  # its column types are texts as well
+    if not names >= {"entries", "starts"} or (format_ >= CHECKED and "state" not in names):
+        raise Damaged("a table of it is missing")
     if "state" not in names:
         return chain_of(db.execute("SELECT kind, data, NULL FROM entries ORDER BY number"))
     chain = chain_of(db.execute("SELECT kind, data, crc FROM entries ORDER BY number"))
-    n, crc, is_open = db.execute("SELECT n, crc, open FROM state").fetchone()
+    state = db.execute("SELECT n, crc, open FROM state").fetchone()
+    if state is None:
+        raise Damaged("how many entries were written is not there")
+    n, crc, is_open = state
     if (chain.n, chain.crc) != (n, crc):
         raise Damaged(f"{n} entries were written, and {chain.n} are there")
     if is_open and not has_log:
@@ -93,6 +114,8 @@ def chain_of(rows: Iterable[tuple[int, bytes, int | None]]) -> Chain:
     """Of (kind, data, checksum) in order. Raises Damaged at the first that does not agree."""
     chain = Chain()
     for kind, data, crc in rows:
+        if type(kind) is not int or type(data) is not bytes:
+            raise Damaged(f"entry {chain.n + 1} is not what was written")
         if chain.add(kind, data) != crc and crc is not None:
             raise Damaged(f"entry {chain.n} is not what was written")
     return chain
