@@ -332,13 +332,26 @@ def _looks_like_sqlite(path: Path) -> bool:
 
 
 def _why_unusable(path: Path, exc: sqlite3.Error) -> str:
-    text = str(exc)
-    if "locked" in text:
+    """What is wrong, and what to do. The file itself is blamed only where SQLite blames it."""
+    name = getattr(exc, "sqlite_errorname", "")
+    if name.startswith("SQLITE_BUSY") or "locked" in str(exc):
         return f"the journal {path} is in use by another broker"
+    for start, advice in _ADVICE.items():
+        if name.startswith(start):
+            return f"the journal {path} cannot be written ({exc}); {advice}, and start again"
     return (
-        f"the journal {path} is damaged or cannot be written ({text}); nothing was changed. Put a "
-        "copy of it in place, or begin with another file"
+        f"the journal {path} is damaged ({exc}); nothing was changed. Put a copy of it and its "
+        "-wal file in place, or begin with another file"
     )
+
+
+_ADVICE = {
+    "SQLITE_FULL": "what it holds is whole: make room on its disk",
+    "SQLITE_IOERR": "what it holds may be whole: look at its disk and the room there",
+    "SQLITE_READONLY": "what it holds is whole: make it and its directory writable",
+    "SQLITE_CANTOPEN": "make it and its directory readable and writable",
+    "SQLITE_PERM": "make it and its directory readable and writable",
+}
 
 
 class JournalKeeper:
