@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
+from zfabric.client.showing import LogPrinter
 from zfabric.core import output as o
 from zfabric.core.output import OutputBook, OutputShelf, TaskText
+from zfabric.messages import Output
 from zfabric.runtime.slot_output import READ_NBYTES, SlotOutput
 from zfabric.runtime.slot_streams import MARK, WRITER
 
@@ -176,3 +179,16 @@ def test_who_writes_too_much_is_left_alone_for_a_while() -> None:
     assert output.pause_s == 0.0
     os.close(write)
     output.close()
+
+
+def test_what_is_printed_later_has_the_name_that_it_had_when_it_came(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = {1: "say-0"}
+    printer = LogPrinter(lambda id_: known.get(id_, "task-0"))
+    printer._thread = threading.Thread(target=printer._run)
+    printer(Output([1], [1], [0], [b"hello\n"]))
+    known.clear()  # its future went with its result
+    printer._thread.start()
+    printer.close()
+    assert capsys.readouterr().out == "[say-0] hello\n"

@@ -21,7 +21,7 @@ class LogPrinter:
 
     def __init__(self, name_of: Callable[[int], str]) -> None:
         self._name_of = name_of
-        self._queue: Queue[Output | None] = Queue(WAITING)
+        self._queue: Queue[tuple[Output, list[str]] | None] = Queue(WAITING)
         self._thread: threading.Thread | None = None
 
     def __call__(self, message: Output) -> None:
@@ -30,7 +30,8 @@ class LogPrinter:
             self._thread = threading.Thread(target=self._run, name="zfabric-logs", daemon=True)
             self._thread.start()
         try:
-            self._queue.put_nowait(message)
+            # Their names now: when it is printed, the futures may have gone.
+            self._queue.put_nowait((message, list(map(self._name_of, message.ids))))
         except Full:
             pass
 
@@ -45,12 +46,12 @@ class LogPrinter:
 
     def _run(self) -> None:
         while True:
-            message = self._queue.get()
-            if message is None:
+            item = self._queue.get()
+            if item is None:
                 return
+            message, names = item
             lines = []
-            for id_, dropped, text in zip(message.ids, message.dropped, message.texts, strict=True):
-                name = self._name_of(id_)
+            for name, dropped, text in zip(names, message.dropped, message.texts, strict=True):
                 if dropped:
                     lines.append(f"[{name}] [... {dropped} bytes left out ...]\n")
                 shown = text.decode(errors="replace").splitlines()
