@@ -133,6 +133,7 @@ def test_row_12_a_start_on_a_full_disk_blames_the_disk(small_disk: Path) -> None
         assert list(book.entries()) == [(1, bytes(1000))]
 
 
+@pytest.mark.root
 def test_row_12_a_full_disk_takes_whole_turns_or_none(small_disk: Path) -> None:
     book = Journal(small_disk / "journal")
     n = 0
