@@ -148,3 +148,20 @@ def test_a_journal_without_checksums_gets_them(tmp_path: Path, closed: bytes) ->
         assert list(book.entries()) == [*ALL, (9, b"new")]
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+
+
+def test_a_start_that_fails_at_its_last_step_leaves_a_whole_journal(
+    tmp_path: Path, closed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(closed)
+
+    def fails(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zfabric.runtime.journal._sync", fails)
+        with pytest.raises(ConfigError, match="cannot be written"):
+            Journal(path)
+    with closing(Journal(path)) as book:
+        assert list(book.entries()) == ALL

@@ -81,6 +81,7 @@ class Journal:
         if path.exists() and path.stat().st_size and not _looks_like_sqlite(path):
             raise ConfigError(f"{path} is not a journal of zfabric; nothing was changed")
         self._chain = Chain()
+        self._wants_log = _beside(path.resolve(), "-wal").exists()
         try:
             if path.exists() and path.stat().st_size:
                 self._examine()
@@ -93,8 +94,12 @@ class Journal:
             self._begin()
         except BaseException as exc:
             self._db.close()
+            if self._wants_log:
+                _leave_log(path.resolve())
             if isinstance(exc, sqlite3.Error):
                 raise ConfigError(_why_unusable(path, exc)) from exc
+            if isinstance(exc, OSError):
+                raise ConfigError(f"the journal {path} cannot be written: {exc}") from exc
             raise
 
     def _examine(self) -> None:
@@ -133,6 +138,7 @@ class Journal:
         db.execute("INSERT INTO starts DEFAULT VALUES")
         (self.generation,) = db.execute("SELECT max(generation) FROM starts").fetchone()
         db.execute("DELETE FROM starts WHERE generation < ?", (self.generation,))
+        self._wants_log = True
         db.execute("COMMIT")
         # From here on the main file says that a log belongs to it, and the log is there.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -223,11 +229,8 @@ class Journal:
         except sqlite3.Error as exc:
             log.warning("closing the journal %s: %s", self.path, exc)
             self._db.close()
-        real = self.path.resolve()
-        if not noted and not _beside(real, "-wal").exists():
-            # All of the log came into the main file, which still says that one belongs to it.
-            _beside(real, "-wal").touch(0o600)
-            _sync(real.parent)
+        if not noted:
+            _leave_log(self.path.resolve())
 
 
 class _FileLock:
@@ -276,6 +279,14 @@ def _lay_out(db: sqlite3.Connection) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _leave_log(path: Path) -> None:
+    """Closing brought all of the log into the main file, which still says that one belongs to it:
+    an empty one keeps it from being taken for damaged."""
+    with contextlib.suppress(OSError):  # what is raised now, or logged, weighs more
+        _beside(path, "-wal").touch(0o600)
+        _sync(path.parent)
 
 
 def _write_whole(path: Path, entries: Iterable[Entry], generation: int) -> int:
