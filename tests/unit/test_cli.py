@@ -141,6 +141,15 @@ def test_status_fits_80_columns() -> None:
     assert "5.0 GB" in text
 
 
+def test_status_says_that_the_journal_cannot_be_written() -> None:
+    trouble = "the journal j cannot be written: database or disk is full"
+    text = status.render("tcp://127.0.0.1:8787", {**INFO, "journal": trouble})
+    assert f"NO WORK IS TAKEN: {trouble}" in text
+    for fine in ("on", "off"):
+        text = status.render("tcp://127.0.0.1:8787", {**INFO, "journal": fine})
+        assert "NO WORK" not in text
+
+
 def test_status_without_workers_says_what_to_start() -> None:
     text = status.render("tcp://127.0.0.1:8787", {**INFO, "workers": []})
     assert "zfabric worker tcp://127.0.0.1:8787" in text

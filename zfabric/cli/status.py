@@ -47,6 +47,8 @@ def render(address: str, info: Mapping[str, Any]) -> str:
     ]
     if info.get("stalled_s"):
         lines.append(f"NO PROGRESS for {_duration(info['stalled_s'])}; the broker's log says more")
+    if info.get("journal", "off") not in ("off", "on"):
+        lines.append(f"NO WORK IS TAKEN: {info['journal']}")
     if not workers:
         lines.append(f"no worker is connected; start one: zfabric worker {address}")
         return "\n".join(lines)
