@@ -297,10 +297,14 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     db = sqlite3.connect(foreign)
     db.execute("CREATE TABLE things (name)")
     db.close()
-    newer = tmp_path / "newer"
+    newer, crashed = tmp_path / "newer", tmp_path / "crashed"
     runtime.Journal(newer).close()
     db = sqlite3.connect(newer)
     db.execute("PRAGMA user_version=99")
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("CREATE TABLE more (name)")
+    for suffix in ("", "-wal"):  # as a kill would leave it
+        shutil.copy(f"{newer}{suffix}", f"{crashed}{suffix}")
     db.close()
     letter = tmp_path / "letter"
     letter.write_text("Dear Sir or Madam")
@@ -314,13 +318,15 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     for path, text in (
         (foreign, "another program's"),
         (newer, "format 99"),
+        (crashed, "format 99"),
         (letter, "is not a journal"),
         (damaged, "is damaged"),
     ):
-        before = path.read_bytes()
+        before = {file: file.read_bytes() for file in tmp_path.glob(f"{path.name}*")}
         with pytest.raises(ConfigError, match=text):
             runtime.Journal(path)
-        assert path.read_bytes() == before, path
+        assert {file: file.read_bytes() for file in tmp_path.glob(f"{path.name}*")} == before
+    assert (tmp_path / "crashed-wal").stat().st_size
 
 
 def test_a_full_disk_is_told_and_got_over(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from zfabric.runtime.journal_check import (
     FORMAT,
     Chain,
     Damaged,
+    NotOurs,
     check,
     check_entries,
 )
@@ -107,6 +108,8 @@ class Journal:
         path = self.path.resolve()
         try:
             check(path)
+        except NotOurs as exc:
+            raise ConfigError(f"the journal {self.path} {exc}; nothing was changed") from exc
         except Damaged as exc:
             raise ConfigError(
                 f"the journal {self.path} is damaged: {exc}; nothing was changed. Put a copy of it "
@@ -117,16 +120,6 @@ class Journal:
 
     def _begin(self) -> None:
         db, path = self._db, self.path
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (format_,) = db.execute("PRAGMA user_version").fetchone()
-        (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if n_tables and application != APPLICATION:
-            raise ConfigError(f"{path} is another program's database; nothing was changed")
-        if format_ > FORMAT:
-            raise ConfigError(
-                f"the journal {path} has format {format_}, and this zfabric knows {FORMAT}: "
-                "start the version that wrote it, or a newer one; nothing was changed"
-            )
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
@@ -361,6 +354,7 @@ _ADVICE = {
     "SQLITE_IOERR": "what it holds may be whole: look at its disk and the room there",
     "SQLITE_READONLY": "what it holds is whole: make it and its directory writable",
     "SQLITE_CANTOPEN": "make it and its directory readable and writable",
+    "SQLITE_NOMEM": "what it holds is whole: make room in memory",
     "SQLITE_PERM": "make it and its directory readable and writable",
 }
 

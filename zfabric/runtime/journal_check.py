@@ -44,6 +44,10 @@ class Damaged(Exception):
     """A part of the file is wrong or missing; the text says which."""
 
 
+class NotOurs(Exception):
+    """The file is whole, and not for this version to write to; the text says why."""
+
+
 class Chain:
     """The checksum of all entries so far.  n: how many."""
 
@@ -61,7 +65,7 @@ class Chain:
 
 
 def check(path: Path) -> None:
-    """Look at a journal that nobody writes to. Raises Damaged, sqlite3.Error, OSError."""
+    """Look at a journal that nobody writes to. Raises Damaged, NotOurs, sqlite3.Error, OSError."""
     log = path.with_name(path.name + "-wal")
     had_log = log.exists()
     if had_log:
@@ -71,6 +75,7 @@ def check(path: Path) -> None:
     # Read-only: closing the last other connection would move the log into the main file.
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.0)
     try:
+        _check_kind(db)
         for (text,) in db.execute("PRAGMA quick_check(1)"):
             if text != "ok":
                 raise Damaged(str(text))
@@ -85,14 +90,27 @@ def check(path: Path) -> None:
             log.unlink(missing_ok=True)
 
 
+def _check_kind(db: sqlite3.Connection) -> None:
+    """Before anything is opened for writing: closing that would change the file, by its log."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (format_,) = db.execute("PRAGMA user_version").fetchone()
+    (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if n_tables and application != APPLICATION:
+        raise NotOurs("is another program's database")
+    if format_ > FORMAT:
+        raise NotOurs(
+            f"has format {format_}, and this zfabric knows {FORMAT}: "
+            "start the version that wrote it, or a newer one"
+        )
+
+
 def check_entries(db: sqlite3.Connection, has_log: bool) -> Chain:
     """The chain of a journal's entries, each compared. A journal of an older format has none, and
     may end in entries that have."""
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    (application,) = db.execute("PRAGMA application_id").fetchone()
     (format_,) = db.execute("PRAGMA user_version").fetchone()
-    if not names or application != APPLICATION or format_ > FORMAT:
-        return Chain()  # new, or nothing of ours
+    if not names:
+        return Chain()  # new
     db.execute("PRAGMA table_info(entries)").fetchall()  # its column types are texts as well
     if not names >= {"entries", "starts"} or (format_ >= CHECKED and "state" not in names):
         raise Damaged("a table of it is missing")
