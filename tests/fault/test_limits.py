@@ -108,6 +108,39 @@ def test_a_task_that_takes_too_much_memory_dies_alone() -> None:
         assert client.submit(began, os.devnull).result(30) == 0
 
 
+def hoard_in_children(nbytes: int) -> None:
+    """Two children with half of it each; what their parent had already is theirs as well, and
+    counts once."""
+    common = bytearray(nbytes // 4)
+    for _ in range(2):
+        if os.fork() == 0:
+            hoard(nbytes // 2 - len(common))
+            time.sleep(60)
+    time.sleep(60 if common else 0)
+
+
+def keep_in_children(nbytes: int) -> int:
+    """Many children that have the same memory as their parent."""
+    common = b"x" * nbytes
+    children = []
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(0.5)
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+    return len(common)
+
+
+def test_memory_of_a_tasks_children_counts_and_once_what_they_share() -> None:
+    with LocalFabric(slots=1, memory_limit=200 * 2**20) as fabric, Client(fabric) as client:
+        assert client.submit(keep_in_children, 80 * 2**20).result(30) == 80 * 2**20
+        with pytest.raises(MemoryExceeded, match=r"used \d+ MiB, .* limit of 200 MiB"):
+            client.submit(hoard_in_children, 400 * 2**20).result(30)
+
+
 def score() -> str:
     return Path("/proc/self/oom_score_adj").read_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def usual_limit() -> int:
@@ -14,6 +15,54 @@ def usual_limit() -> int:
     except (OSError, ValueError):  # no such file, or "max"
         pass
     return total * 6 // 10
+
+
+def available_share() -> float:
+    """Of this host's memory, or of what its container may use: how much is free, from 0 to 1."""
+    share = 1.0
+    try:
+        with open("/proc/meminfo") as file:
+            kib = {line.split(":")[0]: int(line.split()[1]) for line in file}
+        share = kib["MemAvailable"] / kib["MemTotal"]
+    except (OSError, ValueError, IndexError, KeyError):
+        pass
+    try:
+        limit, used = (
+            int(Path("/sys/fs/cgroup", name).read_text())
+            for name in ("memory.max", "memory.current")
+        )
+        share = min(share, 1 - used / limit)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        pass
+    return share
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants, as far as the kernel tells of them."""
+    found = [pid]
+    for one in found:
+        try:
+            for thread in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
+        except OSError:  # it is gone, or the kernel was built without this
+            continue
+    return found
+
+
+def proportional(pid: int) -> tuple[int, int]:
+    """Resident bytes of a process, of which those shared with others count in proportion; and how
+    many of these are shared memory. Zeros when it is gone."""
+    kib = {"Pss": 0, "Pss_Shmem": 0}
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                if name in kib:
+                    kib[name] = int(rest.split()[0])
+    except (OSError, ValueError, IndexError):
+        pass
+    return kib["Pss"] * 1024, kib["Pss_Shmem"] * 1024
 
 
 def resident(pid: str) -> int:
