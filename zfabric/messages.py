@@ -170,7 +170,8 @@ class Beat(NamedTuple):
     sent: int
     load: tuple[int, ...] = ()
     """Workers: (rows held, rows running, slots, values held, bytes of them in memory, memory of all
-    processes in bytes, bytes of values on disk, limit of those in memory, 1 if that is reached)."""
+    processes in bytes, bytes of values on disk, limit of those in memory, 1 if that is reached,
+    1 if the disk takes no values)."""
     relayed: int = 0
     """Bytes that Relays have brought in this session, so that more may follow."""
 

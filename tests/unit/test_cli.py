@@ -150,6 +150,15 @@ def test_status_says_that_the_journal_cannot_be_written() -> None:
         assert "NO WORK" not in text
 
 
+def test_status_says_that_a_workers_disk_takes_no_values() -> None:
+    (worker, *_) = INFO["workers"]  # type: ignore[misc, attr-defined]
+    text = status.render(
+        "tcp://127.0.0.1:8787", {**INFO, "workers": [{**worker, "disk_fails": True}]}
+    )
+    assert f"{worker['name']}: THE DISK TAKES NO VALUES" in text
+    assert "DISK" not in status.render("tcp://127.0.0.1:8787", INFO)
+
+
 def test_status_without_workers_says_what_to_start() -> None:
     text = status.render("tcp://127.0.0.1:8787", {**INFO, "workers": []})
     assert "zfabric worker tcp://127.0.0.1:8787" in text

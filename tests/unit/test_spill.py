@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from zfabric.config import Settings
 from zfabric.core.supervisor import Supervisor
 from zfabric.errors import CodecError
 from zfabric.messages import Done
-from zfabric.runtime import spill
+from zfabric.runtime import spill, worker
 from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value
@@ -138,6 +139,35 @@ def test_a_disk_that_takes_nothing_keeps_values_in_memory(
     store.close()
 
 
+def test_a_disk_that_takes_nothing_pauses_work_when_memory_is_scarce(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    share = 0.05
+    told: list[bool] = []
+    monkeypatch.setattr("zfabric.runtime.store.available_share", lambda: share)
+    monkeypatch.setattr("zfabric.runtime.store.RETRY_S", 0.01)
+    missing = tmp_path / "missing"
+    store = Store(NBYTES, SpillFiles(str(missing)), lambda: told.append(store.is_full))
+    store.put(1, value(1))
+    store.put(2, value(2))
+    wait_until(lambda: store.is_full and "missing" in store.trouble)
+    share = 0.5  # others have given memory back
+    wait_until(lambda: not store.is_full)
+    missing.mkdir()  # and the disk is back, with nobody putting anything
+    wait_until(lambda: store.spilled_nbytes)
+    assert not store.trouble and told[:2] == [True, False]
+    store.close()
+
+
+def test_a_directory_that_others_may_write_to_gets_no_values(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match=f"chmod go-w {tmp_path}"):
+        SpillFiles(str(tmp_path)).write(memoryview(b"abc"))
+    assert worker.serve("tcp://127.0.0.1:1", settings=Settings(spill_directory=str(tmp_path))) == 2
+    tmp_path.chmod(0o1777)  # as /tmp is: nobody moves the files of others there
+    SpillFiles(str(tmp_path)).write(memoryview(b"abc"))
+
+
 def test_bytes_that_have_changed_on_disk_are_a_lost_value(
     tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
@@ -158,6 +188,7 @@ def test_files_without_a_name_where_the_system_has_none(
     monkeypatch.setattr(spill.os, "O_TMPFILE", os.O_DIRECTORY | os.O_WRONLY)
     files = SpillFiles(str(tmp_path))
     part = files.write(memoryview(b"abc"))
+    assert part.checksum != SpillFiles(str(tmp_path)).write(memoryview(b"abc")).checksum
     assert list(tmp_path.iterdir()) == []
     to = bytearray(3)
     files.read(part, memoryview(to))

@@ -63,6 +63,11 @@ def render(address: str, info: Mapping[str, Any]) -> str:
         f"{bytes_text(worker.get('spilled', 0)):>11}"
         for worker in workers
     ]
+    lines += [
+        f"{worker['name']}: THE DISK TAKES NO VALUES, they stay in memory; its log says why"
+        for worker in workers
+        if worker.get("disk_fails")
+    ]
     return "\n".join(lines)
 
 

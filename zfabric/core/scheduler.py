@@ -615,7 +615,7 @@ _WORKER_HANDLERS: dict[type, _Handler] = {
 
 
 def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
-    load = (*worker.load, *[0] * 9)[:9]
+    load = (*worker.load, *[0] * 10)[:10]
     return {
         "name": worker.name,
         "number": worker.number,
@@ -634,6 +634,7 @@ def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
         "spilled": load[6],
         "memory_limit": load[7],
         "full": bool(load[8]),
+        "disk_fails": bool(load[9]),
         "suspect": worker.suspect,
         "credit": worker.credit,
     }

@@ -11,11 +11,14 @@ There a freed value's pages are given back at once, and nothing needs a checksum
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import stat
 import threading
-import zlib
 from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
 
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
@@ -47,11 +50,15 @@ class Spilled(NamedTuple):
 
 class SpillFiles:
     """directory: where; "" for the system's for temporary files.  in_memory: there, and nowhere
-    else. Any thread may use this."""
+    else. Any thread may use this.
+
+    Checksums begin with a number drawn here, so that bytes of another run do not fit them.
+    """
 
     def __init__(self, directory: str = "", in_memory: bool = False) -> None:
         self._directory = directory
         self._in_memory = in_memory
+        self._seed = int.from_bytes(os.urandom(8), "little")
         self._lock = threading.Lock()
         self._current: _File | None = None
 
@@ -70,12 +77,12 @@ class SpillFiles:
             if self._in_memory:
                 file.end = _whole_pages(file.end)
             file.n_values += 1
-        checksum = 0
+        checksum = self._seed
         try:
             for start in range(0, data.nbytes, PIECE):
                 piece = data[start : start + PIECE]
                 if not self._in_memory:
-                    checksum = zlib.crc32(piece, checksum)
+                    checksum = xxh3_64_intdigest(piece, checksum)
                 at = offset + start
                 while piece:
                     written = os.pwrite(file.fd, piece, at)
@@ -88,13 +95,14 @@ class SpillFiles:
 
     def read(self, part: Spilled, to: Destination) -> None:
         """Bring bytes back. Raises CodecError when they are not what was written, OSError."""
-        checksum = at = 0
+        checksum, at = self._seed, 0
         while at < part.nbytes:
-            piece = os.pread(part.file.fd, min(PIECE, part.nbytes - at), part.offset + at)
-            if not piece:
+            length = min(PIECE, part.nbytes - at)
+            piece = os.pread(part.file.fd, length, part.offset + at)
+            if len(piece) < length:
                 raise CodecError("a value on disk is shorter than it was")
             if not self._in_memory:
-                checksum = zlib.crc32(piece, checksum)
+                checksum = xxh3_64_intdigest(piece, checksum)
             to[at : at + len(piece)] = piece
             at += len(piece)
         if checksum != part.checksum:
@@ -116,6 +124,21 @@ class SpillFiles:
                 os.close(file.fd)
 
 
+def why_unsafe(directory: str) -> str:
+    """Why values should not go to this directory: others could put files in place of ours. "" when
+    they could not; a directory that is missing is for those to tell who write to it."""
+    try:
+        mode = os.stat(directory).st_mode
+    except OSError:
+        return ""
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+        return (
+            f"the spill directory {directory} may be written by others: "
+            f"chmod go-w {directory}, or name another one"
+        )
+    return ""
+
+
 def _whole_pages(nbytes: int) -> int:
     return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
@@ -134,6 +157,9 @@ def _unnamed(directory: str) -> int:
     import tempfile  # 10 ms that a worker which never spills need not pay
 
     directory = directory or tempfile.gettempdir()
+    trouble = why_unsafe(directory)
+    if trouble:
+        raise PermissionError(errno.EPERM, trouble)
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (OSError, AttributeError):  # not every file system has such files

@@ -23,6 +23,7 @@ from time import monotonic
 from zfabric.codec import layout
 from zfabric.core.transfer import Destination
 from zfabric.errors import CodecError
+from zfabric.runtime.host_memory import available_share
 from zfabric.runtime.segments import SMALLEST, Segments
 from zfabric.runtime.slabs import SlabBook, whole_pages
 from zfabric.runtime.slot_protocol import IN_BAND
@@ -44,6 +45,9 @@ PAUSE_AT = 0.8
 
 RETRY_S = 5.0
 """After which a disk that failed is tried again."""
+
+SCARCE = 0.1
+"""Of the host's memory: while a disk takes nothing, new work waits when less than that is free."""
 
 MAPPING_SHARE = 1 / 16
 """Of the limit: what one slot may keep mapped of values, some of which may have left the store; and
@@ -349,6 +353,8 @@ class Store:
         """Freed values whose memory and disk is still to be given back."""
         self._retry_at = 0.0
         self._told_full = False
+        self._is_scarce = False
+        """Whether the host was short of memory when the disk last took nothing."""
         self.slabs = SlabBook()
         self._most_slack = self.mapping_limit
         self.nbytes = 0
@@ -363,8 +369,11 @@ class Store:
     @property
     def is_full(self) -> bool:
         """Whether new work should wait until more values are on disk. A disk that takes none is
-        not waited for."""
-        return bool(self._limit) and self.nbytes > PAUSE_AT * self._limit and not self.trouble
+        not waited for, as nothing may ever be freed but by more work, while the host has memory
+        left: a worker that stands still is better than one that the kernel kills."""
+        if not self._limit or self.nbytes <= PAUSE_AT * self._limit:
+            return False
+        return not self.trouble or self._is_scarce
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._values
@@ -546,8 +555,11 @@ class Store:
     def _spill(self) -> None:
         """The thread."""
         while not self._closing:
-            self._need.wait()
+            self._need.wait(RETRY_S if self.trouble else None)
             self._need.clear()
+            if self.trouble:
+                self._is_scarce = available_share() < SCARCE
+                self._tell_full()
             self._clean_up(huge=True)
             while not self._closing and len(self._small) > self._most_descriptors:
                 if not self._pack_one():
@@ -581,6 +593,7 @@ class Store:
                 log.warning("values stay in memory, the disk does not take them: %s", exc)
             self.trouble = str(exc)
             self._retry_at = monotonic() + RETRY_S
+            self._is_scarce = available_share() < SCARCE
             self._tell_full()
             return False
         self.trouble = ""

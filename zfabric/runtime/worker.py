@@ -57,7 +57,7 @@ from zfabric.runtime.lifecycle import (
 )
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_keeper import SlotKeeper
-from zfabric.runtime.spill import SpillFiles
+from zfabric.runtime.spill import SpillFiles, why_unsafe
 from zfabric.runtime.store import Store, Value
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
@@ -549,6 +549,7 @@ class Worker:
             self._store.spilled_nbytes,
             self._memory_limit,
             int(self._store.is_full),
+            int(bool(self._store.trouble)),
         )
 
     # --- values -------------------------------------------------------------------------------
@@ -640,6 +641,9 @@ def serve(
         worker = None
         try:
             settings = settings or Settings.load(memory_limit=store_limit or None)
+            unsafe = settings.spill_directory and why_unsafe(settings.spill_directory)
+            if unsafe:
+                raise ConfigError(unsafe)
             if kind not in ("process", "thread"):
                 raise ConfigError(f'the kind of slots is "process" or "thread", not {kind!r}')
             address, join = resolve(address)
