@@ -13,7 +13,8 @@ def main() -> None:
     told = json.loads(sys.stdin.readline())
     keys = told["keys"] and ClientKeys(*(bytes.fromhex(key) for key in told["keys"]))
     chunk = memoryview(bytes(told["chunk"]))
-    channels = [connect(told["address"], security=keys or None) for _ in range(told["connections"])]
+    more = {"security": keys} if keys else {"seal": told["seal"]}
+    channels = [connect(told["address"], **more) for _ in range(told["connections"])]
     poller = Poller()
     for channel in channels:
         poller.add(channel)
