@@ -305,12 +305,12 @@ class ZmqListener(_Base, Listener):
             frames, simple = self._checked(frames), False
         if peer not in self._peers:
             raise self._gone()
-        if self._seals is not None:
-            frames = [*frames, self._seals(frames)]
         send = self._send
         try:
             # Only this first part can be refused: from here on the rest is taken as well.
             send(peer, _MORE)
+            if self._seals is not None:
+                frames = [*frames, self._seals(frames)]
             if simple:
                 last = len(frames) - 1
                 if last:
@@ -556,8 +556,9 @@ class ZmqChannel(_Base, Channel):
             frames, simple = self._checked(frames), False
         if not self._clear and not self._is_clear():
             return False
-        if self._seals is not None:
-            frames = [*frames, self._seals(frames)]
+        seals = self._seals
+        if seals is not None:
+            frames = [*frames, b""]  # its place: what is refused at its first part needs none
         send = self._send
         last = len(frames) - 1
         index = 0
@@ -566,9 +567,11 @@ class ZmqChannel(_Base, Channel):
                 for frame in frames[:-1] if last else ():
                     send(frame, _MORE)
                     index += 1
-                send(frames[last], _NOBLOCK)
+                send(frames[last] if seals is None else seals(frames[:last]), _NOBLOCK)
             else:
                 for frame in frames:
+                    if index == last and seals is not None:
+                        frame = seals(frames[:last])
                     share = len(frame) >= LARGE and _never_changes(frame)
                     send(frame, _MORE if index < last else _NOBLOCK, not share)
                     index += 1
