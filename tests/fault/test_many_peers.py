@@ -10,9 +10,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -28,6 +29,8 @@ FULL = "FAULT_SECONDS" in os.environ
 ZF = [sys.executable, "-m", "zfabric"]
 N_CLIENTS = int(os.environ.get("FAULT_CLIENTS", "500"))
 PATIENCE_S = 300 if FULL else 60
+BEATS_PER_S = 2500
+"""Of all clients together: with as many as a test has, they and the broker share two cores."""
 
 
 @pytest.fixture
@@ -36,9 +39,12 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def crowd(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
+def crowd(
+    stack: ExitStack, *arguments: str, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "zfabric.testing.crowd", *arguments],
+        env={**os.environ, **more},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -94,12 +100,13 @@ def test_row_26_many_clients(n: int, stack: ExitStack, wait_until: Callable[...,
     """They cost a bounded amount of memory, which does not grow, and others are answered."""
     if n > 200 and not FULL:
         pytest.skip("`make faults` runs it")
-    broker = start(stack, [*ZF, "broker", "-l", "tcp://127.0.0.1:0", "--insecure"], {})
+    slow = {"ZFABRIC_BEAT_S": str(min(4.0, max(1.0, n / BEATS_PER_S)))}
+    broker = start(stack, [*ZF, "broker", "-l", "tcp://127.0.0.1:0", "--insecure"], slow)
     address = ready(broker)
     client = stack.enter_context(zfabric.Client(address))
     watched = psutil.Process(broker.pid)
     empty = watched.memory_info().rss
-    crowds = [crowd(stack, address, str(n // 4), "--clients") for _ in range(4)]
+    crowds = [crowd(stack, address, str(n // 4), "--clients", more=slow) for _ in range(4)]
     for each in crowds:
         welcomed(each)
     assert client.info()["clients"] == n + 1
