@@ -17,6 +17,7 @@ from zfabric.core.supervisor import Supervisor
 from zfabric.errors import CodecError
 from zfabric.messages import Done
 from zfabric.runtime import spill, worker
+from zfabric.runtime.host_memory import available_share
 from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.spill import SpillFiles
 from zfabric.runtime.store import Store, Value
@@ -165,7 +166,18 @@ def test_a_directory_that_others_may_write_to_gets_no_values(tmp_path: Path) -> 
         SpillFiles(str(tmp_path)).write(memoryview(b"abc"))
     assert worker.serve("tcp://127.0.0.1:1", settings=Settings(spill_directory=str(tmp_path))) == 2
     tmp_path.chmod(0o1777)  # as /tmp is: nobody moves the files of others there
-    SpillFiles(str(tmp_path)).write(memoryview(b"abc"))
+    files = SpillFiles(str(tmp_path))
+    files.free(files.write(memoryview(b"abc")))
+
+
+def test_what_is_free_leaves_out_caches_of_files(tmp_path: Path) -> None:
+    assert 0 < available_share(tmp_path) <= 1  # no container: the host's
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("990000\n")
+    (tmp_path / "memory.stat").write_text("shmem 7\nactive_file 1000\ninactive_file 29000\n")
+    assert available_share(tmp_path) == pytest.approx(0.04)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_share(tmp_path) > 0.04
 
 
 def test_bytes_that_have_changed_on_disk_are_a_lost_value(
@@ -188,7 +200,10 @@ def test_files_without_a_name_where_the_system_has_none(
     monkeypatch.setattr(spill.os, "O_TMPFILE", os.O_DIRECTORY | os.O_WRONLY)
     files = SpillFiles(str(tmp_path))
     part = files.write(memoryview(b"abc"))
-    assert part.checksum != SpillFiles(str(tmp_path)).write(memoryview(b"abc")).checksum
+    others = SpillFiles(str(tmp_path))
+    other = others.write(memoryview(b"abc"))
+    assert part.checksum != other.checksum
+    others.free(other)
     assert list(tmp_path.iterdir()) == []
     to = bytearray(3)
     files.read(part, memoryview(to))

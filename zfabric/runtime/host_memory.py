@@ -17,8 +17,15 @@ def usual_limit() -> int:
     return total * 6 // 10
 
 
-def available_share() -> float:
-    """Of this host's memory, or of what its container may use: how much is free, from 0 to 1."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_share(cgroup: Path = CGROUP) -> float:
+    """Of this host's memory, or of what its container may use: how much is to be had, 0 to 1.
+
+    Caches of files count as free, as the kernel gives them up.  cgroup: where the container's
+    figures are.
+    """
     share = 1.0
     try:
         with open("/proc/meminfo") as file:
@@ -27,11 +34,12 @@ def available_share() -> float:
     except (OSError, ValueError, IndexError, KeyError):
         pass
     try:
-        limit, used = (
-            int(Path("/sys/fs/cgroup", name).read_text())
-            for name in ("memory.max", "memory.current")
-        )
-        share = min(share, 1 - used / limit)
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        for line in (cgroup / "memory.stat").read_text().splitlines():
+            name, _, nbytes = line.partition(" ")
+            if name in ("active_file", "inactive_file"):  # shared memory is in neither
+                used -= int(nbytes)
+        share = min(share, max(0.0, 1 - used / limit))
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
         pass
     return share

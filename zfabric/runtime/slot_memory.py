@@ -1,10 +1,10 @@
 """The memory limit of slots: who takes more is found by looking, now and then, at those that run.
 
 RLIMIT_AS would count what is only reserved, and the limits of a cgroup need rights that few have.
-What a look costs, 30 us per slot, is paid only where a limit was set and a task runs.
+What a look costs, 0.1 ms per slot, is paid only where a limit was set and a task runs.
 
 What a task's own processes take counts as well. Pages that they share with their parent since the
-fork count once; finding that out takes the kernel milliseconds, so only when the sum is too much.
+fork count once; finding that out takes the kernel a millisecond for each, so only when the sum is too much.
 """
 
 from __future__ import annotations

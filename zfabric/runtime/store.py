@@ -557,9 +557,6 @@ class Store:
         while not self._closing:
             self._need.wait(RETRY_S if self.trouble else None)
             self._need.clear()
-            if self.trouble:
-                self._is_scarce = available_share() < SCARCE
-                self._tell_full()
             self._clean_up(huge=True)
             while not self._closing and len(self._small) > self._most_descriptors:
                 if not self._pack_one():

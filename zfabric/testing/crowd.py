@@ -34,7 +34,7 @@ from zfabric.transport import Channel, connect
 HELLO_S = 1.0
 
 PAUSE_S = 1e-4
-"""Seconds between two rounds, for each peer: a round takes a tenth of that for one."""
+"""Seconds between two rounds, for each peer; a round takes a small part of that for one."""
 
 NONE = dumps_inline(None, 1024) or b""
 
