@@ -4,7 +4,8 @@ RLIMIT_AS would count what is only reserved, and the limits of a cgroup need rig
 What a look costs, 0.1 ms per slot, is paid only where a limit was set and a task runs.
 
 What a task's own processes take counts as well. Pages that they share with their parent since the
-fork count once; finding that out takes the kernel a millisecond for each, so only when the sum is too much.
+fork count once; finding that out takes the kernel a millisecond for each, so only when the sum is
+too much.
 """
 
 from __future__ import annotations
