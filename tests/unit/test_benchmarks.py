@@ -133,7 +133,8 @@ def test_what_keys_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--mib", "8", "--calls", "10", "--rounds", "1"]) in (0, 1)
     out = capsys.readouterr().out
     assert "2 connections, speed (GB/s)" in out
-    assert "submit→result: " in out
+    assert "2 connections, to bare: " in out and "2 connections, to plain: " in out
+    assert "submit→result, to plain: " in out
 
 
 def test_the_data_benchmark_runs_on_a_peer() -> None:
