@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import wait_until
+from zfabric.errors import ChannelClosed
 from zfabric.testing.chaos import CALM, ChaosProxy, Weather
 from zfabric.testing.contract import Net, TransportMaker
 from zfabric.transport import Channel, Poller, connect, listen, zmq, zmq_socket
@@ -70,7 +71,7 @@ class Echo:
             if frames:
                 try:
                     self.listener.send(peer, [bytes(frame) for frame in frames])
-                except zmq.ChannelClosed:
+                except ChannelClosed:
                     continue
         back = []
         while (frames := self.channel.recv()) is not None:

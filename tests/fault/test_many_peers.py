@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.fault
 
 FULL = "FAULT_SECONDS" in os.environ
 ZF = [sys.executable, "-m", "zfabric"]
-N_CLIENTS = int(os.environ.get("FAULT_CLIENTS", "500"))
+POSSIBLE = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1_000)
+N_CLIENTS = int(os.environ.get("FAULT_CLIENTS", POSSIBLE))
 PATIENCE_S = 300 if FULL else 60
 BEATS_PER_S = 2500
 """Of all clients together: with as many as a test has, they and the broker share two cores."""

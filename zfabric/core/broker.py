@@ -45,8 +45,8 @@ RECALL_CHECK_S = 0.05
 MANY = 100
 """Sessions above which ticks are put off until a look at all of them is worth it:"""
 
-LOOK_S = 2e-5
-"""Seconds per session between two looks: some ten times what a look costs."""
+LOOK_S = 8e-5
+"""Seconds per session between two looks: some forty times what a look costs."""
 
 
 class BrokerMachine:
@@ -263,7 +263,7 @@ class BrokerMachine:
                 self.dirty[record] = None
         if len(self.sessions) > MANY:
             # Beats of many fall due at any moment, and each look is at all of them.
-            wake = max(wake, now + min(len(self.sessions) * LOOK_S, settings.beat_s / 4))
+            wake = max(wake, now + min(len(self.sessions) * LOOK_S, settings.beat_s / 2))
         if self.scheduler.settling:
             assert self._restart is not None
             if self._restart.is_over(now):

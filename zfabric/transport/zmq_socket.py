@@ -180,12 +180,6 @@ _COMMON: dict[int, int] = {
     zmq.RCVHWM: 1000,
     # A peer that goes silent in the handshake holds a descriptor for 10 s, no longer.
     zmq.HANDSHAKE_IVL: 10_000,
-    # For half-open connections where the other end's ZMTP is stuck: the kernel's own probes.
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 30,
-    zmq.TCP_KEEPALIVE_INTVL: 10,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 30_000,
 }
 
 BOUND = Profile(
@@ -239,8 +233,28 @@ class Options(NamedTuple):
     Only over tcp, and not beside security, which is stronger."""
 
 
+def probes(dead_s: float) -> dict[int, int]:
+    """Options with which the kernel ends a dead connection after that many seconds, where it would
+    take 15 minutes by itself. It asks a silent peer in whole seconds, so a second is the least."""
+    every_s = max(1, round(min(dead_s / 6.0, 20.0)))
+    return {
+        zmq.TCP_KEEPALIVE: 1,
+        zmq.TCP_KEEPALIVE_IDLE: every_s,
+        zmq.TCP_KEEPALIVE_INTVL: every_s,
+        # What ends it is the time below; this many without an answer fit into it.
+        zmq.TCP_KEEPALIVE_CNT: max(1, min(127, round(dead_s / every_s) - 1)),
+        # In ms, for what is sent and for these questions alike.
+        zmq.TCP_MAXRT: max(1, round(dead_s * 1000)),
+    }
+
+
 def heartbeats(dead_s: float) -> dict[int, int]:
-    """Options with which dead links are found in that many seconds; TCP would take 15 minutes.
+    """Options with which an end that dials finds a link dead in that many seconds, also one whose
+    other end is up and does nothing.
+
+    A listener has none, and its peers ask for none by a TTL: each would be a timer, and libzmq
+    searches all timers of an I/O thread to end one. From about 7,000 connections on that takes all
+    of the thread. Who listens asks the kernel instead (see silence).
 
     Most of the time is the timeout's, as the timer only stops for whole frames (2 MiB over
     1 Mbit/s take 17 s) and a peer that does not read for a while is not dead.
@@ -249,9 +263,7 @@ def heartbeats(dead_s: float) -> dict[int, int]:
     return {
         zmq.HEARTBEAT_IVL: max(1, round(every_s * 1000)),
         zmq.HEARTBEAT_TIMEOUT: max(1, round((dead_s - every_s) * 1000)),
-        # Tells the other end when to give us up, in steps of 0.1 s. Above 65 535 ms libzmq
-        # overflows the field and each PING breaks the connection; 0: its own timeout decides.
-        zmq.HEARTBEAT_TTL: max(100, round(dead_s * 2000)) if dead_s <= 30.0 else 0,
+        zmq.HEARTBEAT_TTL: 0,
     }
 
 
@@ -264,8 +276,11 @@ def make_socket(profile: Profile, options: Options, address: str) -> zmq.Socket[
     socket: zmq.Socket[bytes] = context().socket(profile.kind)
     try:
         socket.set(zmq.AFFINITY, BULK if options.bulk else CONTROL)
-        for option, value in (profile.options | heartbeats(options.dead_s)).items():
+        for option, value in (profile.options | probes(options.dead_s)).items():
             socket.set(option, value)
+        if profile is DIALLING:
+            for option, value in heartbeats(options.dead_s).items():
+                socket.set(option, value)
         socket.set(zmq.SNDHWM, options.hwm)
         socket.set(zmq.RCVHWM, options.hwm)
         # Checked from the header, before memory is allocated.
