@@ -116,7 +116,7 @@ def test_garbage_from_the_broker_is_dropped(
             broker._listener.send(peer, [b"GET / HTTP/1.1", b"", b"x"])
 
     broker.stir(garbage)
-    wait_until(lambda: client._io.n_garbage == 1)
+    wait_until(lambda: client._io.link.n_garbage == 1)
     assert client.submit(add, 1).result(10) == 2
 
 
@@ -155,7 +155,7 @@ def test_a_worker_that_cannot_be_understood_ends_no_session(
             session.post(m.Relay(3, (b"x", b"y")))
 
     broker.stir(babble)
-    wait_until(lambda: client._io.n_garbage == 1)
+    wait_until(lambda: client._io.link.n_garbage == 1)
     assert client.submit(add, 1).result(10) == 2 and "Bye" not in broker.seen
 
 

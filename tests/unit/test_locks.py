@@ -212,7 +212,7 @@ def test_closing_the_client_wakes_who_waits() -> None:
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        while not client._io.lock_requests:
+        while not client._io.questions.lockers:
             threading.Event().wait(0.001)
     waiting.join(10)
     assert raised

@@ -115,14 +115,14 @@ class Client:
         self._lock = threading.RLock()
         self._io = IoThread(self.address, self.name, fabric.depth, self._settings, fabric.join)
         if self._fabric is not None:
-            self._io.broker_ended = self._fabric.broker_ended
+            self._io.link.broker_ended = self._fabric.broker_ended
         self._submitter = self._io.submitter
         self._drop = self._submitter.released.append
         self._printer: LogPrinter | None = None
         if show_logs:
             from zfabric.client.showing import LogPrinter
 
-            self._io.on_output = self._printer = LogPrinter(self._submitter.name_of)
+            self._io.link.on_output = self._printer = LogPrinter(self._submitter.name_of)
         self._callbacks = Callbacks()
         self._values = Values(self)
         self._calls = Calls(self)
@@ -130,7 +130,7 @@ class Client:
         self._sync_pool: Pool | None = None
         self._warned_at = -WARN_AGAIN_S
         if run is not None:
-            self._io.run = run
+            self._io.link.run = run
             self._calls.kept = {}
         try:
             self._io.start(self._settings.connect_timeout_s)
@@ -282,7 +282,7 @@ class Client:
         touched. In a slot that is a thread (kind="thread") it cannot be killed: it keeps its slot
         until it ends by itself, and its outcome is thrown away.
         """
-        self._io.call(self._io.cancel, [f._outcome for f in self._own(futures)])
+        self._io.call(self._io.link.cancel, [f._outcome for f in self._own(futures)])
 
     def retry(self, futures: Any) -> None:
         """Run failed tasks again; their futures become pending. Others are left alone."""
@@ -460,7 +460,7 @@ class Client:
         """
         if self._submitter.closed_text:
             misuse.refuse_closed(self)
-        if not self._io.run:
+        if not self._io.link.run:
             raise UsageError("detach() leaves a named run, and this client holds none")
         self._calls.repeats.tidy()
         named_runs.sync(self, timeout)
@@ -476,12 +476,12 @@ class Client:
         closed; or one that nobody holds. Raises UsageError where there is none, or it is held."""
         if self._submitter.closed_text:
             misuse.refuse_closed(self)
-        name = run or self._io.run
+        name = run or self._io.link.run
         if not name:
             raise UsageError("end_run() needs the name of a run, as this client holds none")
         named_runs.end(self, name)
-        if name == self._io.run:
-            self._io.run = ""
+        if name == self._io.link.run:
+            self._io.link.run = ""
             self.close()
 
     # --- life ---------------------------------------------------------------------------------

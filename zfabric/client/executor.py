@@ -202,7 +202,7 @@ class ClientExecutor(cf.Executor):
         tasks = [*filter(None, [future._task for future in submitted]), *mapped]
         if tasks and io.is_open:
             outcomes = [task._outcome for task in tasks]
-            io.call(io.submitter.cancel_waiting, outcomes, io.new_request())
+            io.call(io.submitter.cancel_waiting, outcomes, io.questions.new_number())
 
     def _forget(self, outcome: Outcome) -> None:
         self._mapped.pop(outcome.id, None)

@@ -45,14 +45,14 @@ def _told(io: IoThread, numbers: list[int], deadline: float) -> dict[int, bytes]
     """The answers of workers, by number."""
     waiting: list[tuple[int, int, Alarm, list[bytes]]] = []
     for number in numbers:
-        request, alarm, box = io.new_request(), Alarm(), list[bytes]()
-        io._answers[request] = (alarm, box)
+        request, alarm, box = io.questions.new_number(), Alarm(), list[bytes]()
+        io.questions.answers[request] = (alarm, box)
         waiting.append((number, request, alarm, box))
-        io.call(io._post_relay, number, encode(LinksWanted(request)))
+        io.call(io.link.post_relay, number, encode(LinksWanted(request)))
     told = {}
     for number, request, alarm, box in waiting:
         alarm.wait(max(0.0, deadline - monotonic()))
-        io._answers.pop(request, None)
+        io.questions.answers.pop(request, None)
         if box:
             told[number] = box[0]
     return told

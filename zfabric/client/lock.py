@@ -109,7 +109,7 @@ class Lock:
         io = client._io
         if not io.is_open:
             return  # it ended with the client
-        if io.lock_era != era:
+        if io.link.lock_era != era:
             raise TransportError(
                 f"the lock {self.name!r} was lost with the connection to the broker before it was"
                 " released; what it protects may have been used by others since then"
@@ -155,10 +155,10 @@ def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) 
         if blocking:
             raise UsageError("a lock cannot be waited for in the client's I/O thread")
         return False
-    request = io.new_request()
+    request = io.questions.new_number()
     alarm = Alarm()
     answer: list[tuple[bool, int]] = []
-    io.lock_requests[request] = (alarm, answer)
+    io.questions.lockers[request] = (alarm, answer)
     try:
         io.call(io.submitter.say, Acquire(request, name, blocking))
         rang = alarm.wait(None if deadline is None else deadline - monotonic())
@@ -166,7 +166,7 @@ def _acquire(client: Client, name: str, blocking: bool, deadline: float | None) 
         io.post(io.submitter.say, Unlock(request))
         raise
     finally:
-        io.lock_requests.pop(request, None)
+        io.questions.lockers.pop(request, None)
     if answer:
         held, era = answer[0]
         return _Held(client, era, request) if held else False

@@ -38,8 +38,8 @@ def attach(client: Client, run: str, timeout_s: float) -> None:
     """Make a client that has no tasks the holder of a run."""
     check_name(run)
     io = client._io
-    if io.run:
-        raise UsageError(f"this client holds the run {io.run!r}: attach with another Client")
+    if io.link.run:
+        raise UsageError(f"this client holds the run {io.link.run!r}: attach with another Client")
     if client._submitter.outcomes:
         raise UsageError(
             "attach() comes before the first submit: tasks submitted without a run cannot be moved"
@@ -50,7 +50,7 @@ def attach(client: Client, run: str, timeout_s: float) -> None:
         io.attach(run, timeout_s)
         futures(client)
     except BaseException:
-        if not io.run:
+        if not io.link.run:
             client._calls.kept = None
         raise
 
@@ -111,12 +111,12 @@ def sync(client: Client, timeout_s: float) -> None:
 def leave(client: Client) -> None:
     """What close() does first: see that nothing submitted is left behind here."""
     io = client._io
-    if not io.run or io.is_this_thread() or not io.is_open:
+    if not io.link.run or io.is_this_thread() or not io.is_open:
         return
     try:
         sync(client, LEAVE_S)
     except ZFabricError as exc:
-        log.warning("the run %s was left, and not all was submitted: %s", io.run, exc)
+        log.warning("the run %s was left, and not all was submitted: %s", io.link.run, exc)
 
 
 def end(client: Client, run: str) -> None:

@@ -145,7 +145,7 @@ class Values:
 
         def on_end(value: Any) -> None:
             if value is None and outcome.payload is fetch.payload and fetch.n_tries < MAX_TRIES:
-                self._io.submitter.locate(outcome, self._io.new_request())
+                self._io.submitter.locate(outcome, self._io.questions.new_number())
             self._under_way.discard(fetch)
             fetch.end(value)
 
