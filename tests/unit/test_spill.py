@@ -140,6 +140,23 @@ def test_a_disk_that_takes_nothing_keeps_values_in_memory(
     store.close()
 
 
+def test_a_disk_that_has_room_again_is_no_trouble_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    """Though no value has to go there meanwhile."""
+    monkeypatch.setattr("zfabric.runtime.store.RETRY_S", 0.01)
+    missing = tmp_path / "missing"
+    store = Store(NBYTES, SpillFiles(str(missing)), lambda: None)
+    store.put(1, value(1))
+    store.put(2, value(2))
+    wait_until(lambda: "missing" in store.trouble)
+    store.free([1, 2])
+    missing.mkdir()
+    wait_until(lambda: not store.trouble)
+    assert not store.spilled_nbytes
+    store.close()
+
+
 def test_a_disk_that_takes_nothing_pauses_work_when_memory_is_scarce(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
 ) -> None:

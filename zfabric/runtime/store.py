@@ -46,6 +46,9 @@ PAUSE_AT = 0.8
 RETRY_S = 5.0
 """After which a disk that failed is tried again."""
 
+TRIAL_NBYTES = 64 * 1024
+"""What is written to see whether it takes values again."""
+
 SCARCE = 0.1
 """Of the host's memory: while a disk takes nothing, new work waits when less than that is free."""
 
@@ -567,6 +570,21 @@ class Store:
             while self._limit and not self._closing and self.nbytes > SPILL_AT * self._limit:
                 if not self._spill_one():
                     break
+            else:
+                if self.trouble and not self._closing:
+                    self._try_disk()
+
+    def _try_disk(self) -> None:
+        """No value has to go to the disk that took none: see whether it would, for who asks."""
+        assert self._files is not None
+        try:
+            part = self._files.write(memoryview(bytes(TRIAL_NBYTES)))
+        except OSError as exc:
+            self.trouble = str(exc)
+            return
+        part.files.free(part)
+        self.trouble = ""
+        self._tell_full()
 
     def _spill_one(self) -> bool:
         """Move the value that was used least recently to disk. False: nothing can be moved."""
