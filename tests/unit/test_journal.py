@@ -11,6 +11,7 @@ import pytest
 
 from zfabric import messages as m
 from zfabric import wire
+from zfabric.config import Settings
 from zfabric.core import invariants
 from zfabric.core.journal import (
     Entry,
@@ -23,6 +24,7 @@ from zfabric.core.journal import (
 )
 from zfabric.core.locks import Locks
 from zfabric.core.placement import WorkerRecord
+from zfabric.core.restart import Restart
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING
 from zfabric.errors import ConfigError, RemoteProtocolError
@@ -164,6 +166,27 @@ def test_attempts_that_gave_no_value_are_remembered() -> None:
         task = restored(saved).tasks[tid(1)]
         assert task.state == READY and task.history == bench.task(1).history
         assert len(task.history or ()) == 1
+
+
+def test_a_restart_does_not_cut_the_pause_before_a_retry_short() -> None:
+    bench = Written()
+    bench.worker(101, credit=1)
+    again = m.TaskOptions(retries=1)
+    bench.submit(1, 2, 3, options={1: again, 2: again})
+    bench.ended(1, status=ERROR, payload=b"exc", credit=0)
+    locks, settings = Locks(), Settings(retry_s=8.0, max_retry_s=60.0)
+    scheduler = Scheduler(settings)
+    restart = Restart(scheduler, locks, bench.written(), 2, settings, 100.0)
+    scheduler.worker_joined(WorkerRecord(102, "fresh", 4, now=100.0), 100.0)
+    restart.settle(100.0)
+    invariants.check(scheduler)
+    scheduler.flush()
+    states = [scheduler.tasks[tid(n)].state for n in (1, 2, 3)]
+    assert states == [READY, ASSIGNED, ASSIGNED]
+    assert 104.0 <= scheduler.due_at <= 108.0
+    scheduler.tick(108.0)
+    scheduler.flush()
+    assert scheduler.tasks[tid(1)].state == ASSIGNED
 
 
 def test_a_failure_that_is_told_again_after_a_restart_counts_once() -> None:

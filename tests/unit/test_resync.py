@@ -248,3 +248,37 @@ def test_what_may_run_once_waits_for_its_worker_and_goes_on_there(bench: Bench) 
     assert isinstance(end, m.Results)
     assert (list(end.ids), end.statuses) == ([tid(2)], bytes([m.UNKNOWN]))
     assert not bench.scheduler.table.in_doubt
+
+
+def test_doubt_ends_when_a_worker_is_back_and_has_told_all(bench: Bench) -> None:
+    """Not only when `dead_s` are over: what it has not told of, nobody will."""
+    house, client, old = at_a_broker()
+    once = m.TaskOptions(idempotent=False)
+    client.say(m.Submit([], [tid(2)], [FN], [b""], (), [(0, once)]))
+    assert runs(old) == [tid(1), tid(2)]
+    new = comes_back(house, old, 3, inventory(credit=0))
+    assert house.machine.scheduler.tasks[tid(2)].state == WAITING
+    new.say(inventory((1, 1)))
+    assert not house.machine.scheduler.table.in_doubt
+    (end,) = [message for message in client.heard if isinstance(message, m.Results)]
+    assert (list(end.ids), end.statuses) == ([tid(2)], bytes([m.UNKNOWN]))
+    assert b"came back without it" in end.payloads[0]
+    assert house.machine.scheduler.tasks[tid(1)].state == ASSIGNED
+
+
+def test_after_a_restart_a_dying_row_keeps_all_that_its_worker_has() -> None:
+    """Nobody knows what it occupies: its task is gone."""
+    house = House(saved=[])
+    house.peer(1).greet()
+    worker = house.peer(2, m.WORKER, slots=2, resources={"GPU": 1.0}).greet()
+    entries = list(house.machine.snapshot())
+    later = House(saved=entries)
+    client = later.peer(5).greet()
+    wanted = tid(2, client.number)
+    client.say(m.Submit([FUNCTION], [wanted], [FN], [b""], (), [(0, device())]))
+    new = later.peer(3, m.WORKER, slots=2, resources={"GPU": 1.0}, previous=worker.session.token)
+    new.greet().say(inventory((1, 1))._replace(n_dropped=1))
+    later.pass_time(5.0, alive=(client, new))
+    assert not runs(new) and used(later, new) == 1
+    new.say(m.Returned([tid(1)], [1], 2))
+    assert runs(new) == [wanted]

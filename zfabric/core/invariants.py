@@ -200,7 +200,7 @@ def _check_worker(scheduler: Scheduler, worker: WorkerRecord) -> None:
             raise _broken(f"is a row of {worker.name} as well", row)
         for name, amount in row.options.resources.items():
             used[name] = used.get(name, 0.0) + amount
-    for resources in worker.ending.values():
+    for resources in (*worker.ending.values(), worker.reserved):
         for name, amount in resources.items():
             used[name] = used.get(name, 0.0) + amount
     for key in worker.values:

@@ -56,11 +56,13 @@ class WorkerRecord:
         "payloads",
         "pid",
         "recall_sent",
+        "reserved",
         "resources",
         "rows",
         "slots",
         "suspect",
         "threads",
+        "unclear",
         "used",
         "values",
     )
@@ -95,9 +97,14 @@ class WorkerRecord:
         self.ending: Ending = {}
         """(id, attempt) of rows that it was told to drop, with the resources that they occupy
         until it says that they have ended. Only those that occupy any."""
-        self.former: Ending = {}
-        """The same of its session before this one, until it has told what it has. Of a worker that
-        left: of all its rows."""
+        self.unclear: set[tuple[int, int]] = set()
+        """(id, attempt) of rows from before a restart of the broker that are ending. Nobody knows
+        what they occupy, so all that is left is `reserved` until the last of them has ended."""
+        self.reserved: dict[str, float] = {}
+        self.former: Ending | None = {}
+        """The same of its session before this one, until it has told what it has; None: it had that
+        with a broker before this one. Of a worker that left: of all its rows that occupy any, or
+        may run once only."""
         self.values: set[int] = set()
         """Ids of the values that are in its store."""
         self.known: dict[int, None] = {}
@@ -144,6 +151,14 @@ class WorkerRecord:
             _micro(have.get(name, 0)) - used.get(name, 0) >= _micro(amount)
             for name, amount in options.resources.items()
         )
+
+    def reserve(self) -> None:
+        """All that nobody uses is in use, by rows that are `unclear`."""
+        self.reserved = {
+            name: (_micro(amount) - self.used.get(name, 0)) / 1_000_000
+            for name, amount in self.resources.items()
+        }
+        self.occupy(self.reserved, 1)
 
     def occupy(self, resources: dict[str, float], sign: int) -> None:
         """Count amounts as in use (sign 1) or free again (sign -1)."""

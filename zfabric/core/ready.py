@@ -107,6 +107,14 @@ class ReadyQueue:
         self.n = 0
         return None
 
+    def take_out(self, tasks: set[TaskRecord]) -> None:
+        """Leave the queue without these, which costs a look at every entry."""
+        for level in self._levels.values():
+            for queue in (level.hot, *level.turns):
+                kept = [task for task in queue if task not in tasks]
+                queue.clear()
+                queue.extend(kept)
+
     def entries(self) -> Iterator[TaskRecord]:
         """Everything queued, stale entries too, in no order that means anything."""
         for level in self._levels.values():

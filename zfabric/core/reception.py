@@ -62,12 +62,14 @@ class Reception:
         self._version = version
         self._python = python
         self._next_number = first_number
-        self._former: dict[int, Ending] = {}
-        """By the tokens of workers that left, oldest first; only of those with resources in use."""
+        self._former: dict[int, Ending | None] = {}
+        """By the tokens of workers that left, oldest first; only of those with any."""
+        self._restart: Restart | None = None
 
     def restore(self, restart: Restart, now: float) -> None:
         """Go on where the journal ends. Peers come back by themselves."""
         board = self._board
+        self._restart = restart
         self.journal = restart.journal
         for record in restart.records(board.epoch, self._settings, now):
             if self._admission is not None and record.user:
@@ -193,6 +195,8 @@ class Reception:
         if hello.role == m.WORKER:
             worker = worker_record(number, name, hello, now)
             worker.former = self._former.pop(hello.previous, {})
+            if self._restart is not None and hello.previous in self._restart.before:
+                worker.former = None
             scheduler.worker_joined(worker, now)
             board.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:
@@ -266,7 +270,7 @@ class Reception:
             tell(record.session.token)
         if role == m.WORKER:
             worker = self._scheduler.worker_left(record.number, why, now, may_return=may_return)
-            if worker.former:
+            if worker.former or worker.former is None:
                 self._former[record.session.token] = worker.former
                 if len(self._former) > FORMER_KEPT:
                     del self._former[next(iter(self._former))]

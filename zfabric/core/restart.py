@@ -33,12 +33,15 @@ class Restart:
     ) -> None:
         """Fill an empty scheduler, and the locks. Raises JournalDamaged."""
         restored = replay(scheduler, locks, saved, generation)
+        scheduler.table.pause_retries(now)
         self.journal = JournalWriter(scheduler.table)
         self.sessions = restored.sessions
         """Of clients, as they were."""
         self.next_number = restored.next_number
         self.expected = restored.workers
         """Workers that were here before the restart and are not back yet."""
+        self.before = frozenset(restored.workers)
+        """All of them, whether they are back or not."""
         self._scheduler = scheduler
         self._locks = locks
         self._begun_before = restored.started

@@ -38,7 +38,13 @@ def worker_came_back(table: TaskTable, worker: WorkerRecord, message: m.Inventor
     for id_, attempt in rows[n_wanted:]:
         _is_ending(worker, id_, attempt)
     if message.credit:
-        worker.former = {}  # what it has not told of has ended
+        # What it has not told of has ended, and nobody will hear how.
+        for id_, attempt in worker.former or ():
+            if id_ in table.in_doubt and table.lost.get(id_, (0, 0))[0] == attempt:
+                table.end_doubt(id_, "it came back without it")
+        worker.former = {}
+        if worker.unclear:
+            worker.reserve()
     if worker.drops or worker.frees:
         table.dirty_workers[worker] = None
     worker.credit = message.credit
@@ -104,6 +110,10 @@ def _keep_row(table: TaskTable, worker: WorkerRecord, task: TaskRecord, attempt:
 
 def _is_ending(worker: WorkerRecord, id_: int, attempt: int) -> None:
     """A row at a worker that is not kept: what it occupied stays so until it has ended."""
+    if worker.former is None:
+        if worker.resources:
+            worker.unclear.add((id_, attempt))
+        return
     resources = worker.former.get((id_, attempt))
     if resources and (id_, attempt) not in worker.ending:
         worker.ending[id_, attempt] = resources

@@ -121,7 +121,7 @@ class Scheduler:
         self, number: int, why: str, now: float, *, may_return: bool = False
     ) -> WorkerRecord:
         """A worker is gone: its rows run elsewhere, its values are made again. Returns its record,
-        whose `former` is what its rows occupy if it comes back.
+        whose `former` is what has to be known of its rows if it comes back.
 
         may_return: it did not say so, and may only be cut off. For `dead_s` what only it could run
         waits for it, and does not end as NoWorkerFits; so does what it may have begun and may not
@@ -132,10 +132,13 @@ class Scheduler:
             self.placer.away.append((now + self.settings.dead_s, worker))
         text = f"worker {worker.name} ({worker.host}, pid {worker.pid}) was lost: {why}"
         rows = list(worker.rows.values())
-        worker.former.update(worker.ending)
-        for row in rows:
-            if row.options.resources:
-                worker.former[row.id, row.attempt] = row.options.resources
+        if worker.unclear:
+            worker.former = None
+        if worker.former is not None:
+            worker.former.update(worker.ending)
+            for row in rows:
+                if row.options.resources or not row.options.idempotent:
+                    worker.former[row.id, row.attempt] = row.options.resources
         if may_return:  # who says good-bye is nobody's victim
             # Only the first rows can have been running; the others had not started.
             for row in rows[: worker.slots]:
@@ -391,7 +394,7 @@ class Scheduler:
                 or task.attempt != attempt
                 or task.state != ASSIGNED
             ):
-                if worker.ending:
+                if worker.ending or worker.unclear:
                     self.table.really_ended(worker, id_, attempt)
                 self.table.stale(worker, task, id_, status)
                 continue
@@ -448,7 +451,7 @@ class Scheduler:
                 and task.state == ASSIGNED
             ):
                 self.table.requeue(task)
-            elif worker.ending:
+            elif worker.ending or worker.unclear:
                 self.table.really_ended(worker, id_, attempt)
         self.table.let_go()
 

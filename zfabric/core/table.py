@@ -292,10 +292,30 @@ class TaskTable:
 
     def end_doubts(self, now: float) -> None:
         """Workers that have not come back in time will not."""
-        for id_, (until, text) in list(self.in_doubt.items()):
-            if until <= now:
-                task = self.tasks[id_]
-                self.fail(task, m.UNKNOWN, unknown(task, text))
+        for id_, (until, _) in list(self.in_doubt.items()):
+            if until <= now and id_ in self.in_doubt:  # not taken along by another's end
+                self.end_doubt(id_)
+
+    def end_doubt(self, id_: int, why: str = "") -> None:
+        """Nobody will tell what became of that task."""
+        task, text = self.tasks[id_], self.in_doubt[id_][1]
+        self.fail(task, m.UNKNOWN, unknown(task, text, why))
+
+    def pause_retries(self, now: float) -> None:
+        """After a restart: tasks that failed and are to be tried again wait for that, as they did;
+        how much of their pause was over before is not known."""
+        paused = set()
+        for task in self.tasks.values():
+            if task.state == READY and task.history and task.history[-1].how in retry.FAILURES:
+                n_failed = sum(one.how in retry.FAILURES for one in task.history)
+                at = now + retry.pause_s(n_failed, task.id, self.settings)
+                self.later[task.id] = at
+                heappush(self.due, (at, task.id))
+                paused.add(task)
+        if paused:
+            self.ready.take_out(paused)
+            for key, queue in list(self.restricted.items()):
+                self.restricted[key] = deque(task for task in queue if task not in paused)
 
     def wake_due(self, now: float) -> None:
         """Tasks that waited for their next try are ready."""
@@ -336,6 +356,12 @@ class TaskTable:
         if resources is not None:
             worker.occupy(resources, -1)
             self.must_place = True
+        elif (id_, attempt) in worker.unclear:
+            worker.unclear.remove((id_, attempt))
+            if not worker.unclear:
+                worker.occupy(worker.reserved, -1)
+                worker.reserved = {}
+                self.must_place = True
 
     def fail(self, task: TaskRecord, status: int, payload: bytes) -> None:
         """A task ends without a value, and with it every task that waits for it."""
@@ -507,10 +533,12 @@ def killed(task: TaskRecord, what: str) -> bytes:
     return killed_payload(text, attempts)
 
 
-def unknown(task: TaskRecord, why: str) -> bytes:
-    """The payload of an UNKNOWN row. why: what happened where nobody was blamed for it."""
+def unknown(task: TaskRecord, why: str, then: str = "") -> bytes:
+    """The payload of an UNKNOWN row. why: what happened where nobody was blamed for it.
+    then: what happened after that."""
     last = task.history[-1].text if task.history else why
-    return text_payload(f"task {task.name} may have run, and must not run twice; {last}")
+    text = f"task {task.name} may have run, and must not run twice; {last}"
+    return text_payload(f"{text}; {then}" if then else text)
 
 
 def is_restricted(task: TaskRecord) -> bool:
