@@ -525,6 +525,24 @@ async def test_what_was_fetched_is_let_go_though_nobody_speaks_any_more(nbytes) 
     await close(a, b)
 
 
+@run
+async def test_an_answer_tells_that_a_piece_was_fetched() -> None:
+    a, b = await comm_pair()
+    for writer, reader in ((a, b), (b, a)):
+        await writer.write(1)
+        assert await reader.read() == 1
+    words: list[tuple[bytes, ...]] = []
+    b._link.say = lambda *word: words.append(word)
+    await a.write({"x": to_serialize(np.arange(100_000))})
+    await b.read()
+    link = b._link
+    link._calm()  # however late the answer is here
+    await b.write("ok")
+    assert await a.read() == "ok"
+    assert not a._link._held and not words and not link._unreported
+    await close(a, b)
+
+
 @pytest.mark.parametrize(
     ("spans", "joined"),
     [(b"", b""), (bytes(16), b""), (b"\0" * 8 + b"\4" + b"\0" * 7, b"more"), (b"odd", b"abc")],

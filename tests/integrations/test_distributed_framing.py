@@ -231,3 +231,17 @@ def test_a_cell_of_another_word_is_refused() -> None:
 )
 def test_a_few_plain_things_and_small_arrays_are_small(message, small) -> None:
     assert is_small(message) is small
+
+
+def test_the_head_of_a_message_tells_of_pieces_that_were_fetched() -> None:
+    for n in (0, 1, 70_000, framing.MOST_TOLD):
+        for frames in ([b"all in one"], [memoryview(bytes(400_000))]):
+            asked: list[int] = []
+            messages = framing.split(frames, told=lambda n=n, asked=asked: asked.append(n) or n)
+            assert not asked  # what is fetched until it leaves counts as well
+            head, *rest = messages
+            assert asked == [n] and framing.n_fetched(head[0]) == n
+            assembly = Assembly(head[0], host_array)
+            for _, chunk in rest:
+                assembly.add(chunk)
+            assert [bytes(frame) for frame in assembly.frames] == [bytes(frames[0])]

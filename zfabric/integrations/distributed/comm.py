@@ -119,7 +119,8 @@ class ZmqComm(Comm):
         nbytes = sum(map(len, frames))
         packer = None if nbytes <= INLINE else self._compressor()
         try:
-            taken = await self._link.write(split(frames, packer, self._link.fetched))
+            link = self._link
+            taken = await link.write(split(frames, packer, link.fetched, link.told))
         except LinkEnded as exc:
             raise CommClosedError(f"in {self!r}: {exc}") from None
         except BaseException:

@@ -19,7 +19,7 @@ from zfabric.integrations.distributed.wire import Wire
 from zfabric.transport import registry
 from zfabric.transport.contract import LARGE
 
-VERSION = 4
+VERSION = 5
 """Of what links say to one another; a listener refuses others."""
 
 DIAL_S = 2.0

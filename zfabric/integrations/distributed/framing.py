@@ -2,7 +2,10 @@
 
 A small message is one transport message:
 
-    "D", 3 zero bytes, number of frames: u32, (length of frame: u64) * number, the frames' bytes
+    "D", fetched: u24, number of frames: u32, (length of frame: u64) * number, the frames' bytes
+
+`fetched` is how many pieces of the other end's memory were fetched since it was told last: so an
+answer takes along what would be a message of its own, which wakes two threads at each end.
 
 A large one has no bytes behind its lengths; they follow as chunks, in order, as many as it takes:
 
@@ -54,6 +57,9 @@ PIECE = 32 * 1024 * 1024
 """Bytes that are fetched from a neighbour's memory at once: some 6 ms in which the event loop
 waits. Each piece wants the GIL back once, which takes 5 ms where a task holds it."""
 
+MOST_TOLD = (1 << 24) - 1
+"""Pieces that the head of one message can tell of."""
+
 DATA, RAW, PACKED, MEMORY = b"D", b"C", b"Z", b"M"
 """First letters of what carries data, and spends credit."""
 
@@ -63,7 +69,8 @@ HELLO, CREDIT, CLOSE, NEIGHBOUR, FETCHED = b"H", b"W", b"X", b"N", b"F"
 SPAN = struct.Struct("<QQ")
 """Address and number of bytes, of "M"."""
 
-_HEAD = struct.Struct("<4sI")
+_HEAD = struct.Struct("<II")
+_TAG = DATA[0]
 _SAME = 1 << 63
 _MAX_FRAMES = 1 << 24
 _MAX_BYTES = 1 << 48
@@ -95,29 +102,34 @@ def flat(frame: Any) -> Any:
     return PickleBuffer(view).raw() if view.contiguous else memoryview(bytes(view))
 
 
-def head_of(frames: Sequence[Any]) -> bytes:
-    """The head of a message with these flat frames: how many, how long, which share memory."""
+def head_of(frames: Sequence[Any], n_fetched: int = 0) -> bytes:
+    """The head of a message with these flat frames: how many, how long, which share memory.
+
+    n_fetched: pieces to tell of, 0 to MOST_TOLD.
+    """
     fields = []
     front = False
     for frame in frames:
         shares = front
         front = type(frame) is bytes and (front or not fields)
         fields.append(len(frame) | (_SAME if shares and front else 0))
-    return _HEAD.pack(DATA, len(frames)) + struct.pack(f"<{len(fields)}Q", *fields)
+    return _HEAD.pack(_TAG | n_fetched << 8, len(frames)) + struct.pack(f"<{len(fields)}Q", *fields)
 
 
 def split(
     frames: Sequence[Any],
     compress: Callable[[Any], Compressed | None] | None = None,
     fetched: bool = False,
+    told: Callable[[], int] | None = None,
 ) -> Messages:
     """The transport messages of one message, made one by one as they are asked for.
 
     frames: flat; those that are not `bytes` must not change until they are sent.
     compress: for each chunk: compressed, or None if it should go as it is.
     fetched: the receiver can read our memory, so large frames stay where they are, as `Held`.
+    told: asked when the first one is made: of how many fetched pieces its head shall tell.
     """
-    head = head_of(frames)
+    head = head_of(frames, 0 if told is None else told())
     nbytes = sum(map(len, frames))
     if nbytes <= INLINE:
         yield (b"".join((head, *frames)),)
@@ -210,6 +222,11 @@ def small(head: Any) -> list[memoryview] | None:
         frames.append(place[start:end])
         start = end
     return frames if start == len(place) else None
+
+
+def n_fetched(head: Any) -> int:
+    """Of how many fetched pieces a head tells. Raises struct.error if it is none."""
+    return int(_HEAD.unpack_from(head)[0]) >> 8
 
 
 class Assembly:
@@ -324,6 +341,6 @@ def _nframes(head: Any) -> int:
     if len(head) < _HEAD.size:
         raise ValueError(f"a message's head has {len(head)} bytes")
     tag, nframes = _HEAD.unpack_from(head)
-    if tag[:1] != DATA or nframes > _MAX_FRAMES or len(head) < _HEAD.size + 8 * nframes:
+    if tag & 0xFF != _TAG or nframes > _MAX_FRAMES or len(head) < _HEAD.size + 8 * nframes:
         raise ValueError(f"a message's head of {len(head)} bytes announces {nframes} frames")
     return int(nframes)

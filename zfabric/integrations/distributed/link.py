@@ -29,6 +29,7 @@ from zfabric.integrations.distributed.framing import (
     DATA,
     FETCHED,
     MEMORY,
+    MOST_TOLD,
     NEIGHBOUR,
     PACKED,
     RAW,
@@ -36,6 +37,7 @@ from zfabric.integrations.distributed.framing import (
     Assembly,
     Held,
     Messages,
+    n_fetched,
     small,
     spans_of,
 )
@@ -43,12 +45,12 @@ from zfabric.integrations.distributed.memory import Cell, Neighbour
 
 _U64 = struct.Struct("<Q")
 
-_REPORT = 1024 * 1024
+_REPORT = 8 * 1024 * 1024
 """Bytes of a fetched piece of which the peer hears at once."""
 
 _REPORT_S = 0.005
-"""Smaller ones wait so long for a message of ours to go along with; a word of its own would wake
-the peer for nothing."""
+"""Smaller ones wait so long for a message of ours to go along with: a word of its own takes 50 us
+here and wakes the peer, where the answer of 1 MB comes 0.1 ms sooner without."""
 
 
 class LinkEnded(Exception):
@@ -127,7 +129,7 @@ class Link:
                     if message is None:
                         outbox.popleft()
                         continue
-                if self._unreported:
+                if self._unreported:  # as the middle of a message cannot tell, or it was refused
                     self._report()  # ahead of it, as one wake-up there
                 if type(message) is Held:
                     taken, nbytes = self._send(message.words), message.nbytes
@@ -209,6 +211,9 @@ class Link:
         nbytes = len(message[-1])
         if assembly is None:
             head = message[0]
+            pieces = n_fetched(head)
+            if pieces:
+                self._let_go(pieces)
             if len(message) == 3:
                 self._gather(*message)
                 return
@@ -290,13 +295,24 @@ class Link:
         elif self._reporting is None:
             self._reporting = self.loop.call_later(_REPORT_S, self._report)
 
+    def told(self) -> int:
+        """How many fetched pieces the message tells of that is made now, up to MOST_TOLD."""
+        pieces = min(self._unreported, MOST_TOLD)
+        if pieces:
+            self._unreported -= pieces
+            self._calm()
+        return pieces
+
     def _report(self) -> None:
-        if self._reporting is not None:
-            self._reporting.cancel()
-            self._reporting = None
+        self._calm()
         pieces, self._unreported = self._unreported, 0
         if pieces and self.ended is None:
             self.say(FETCHED, _U64.pack(pieces))
+
+    def _calm(self) -> None:
+        if self._reporting is not None:
+            self._reporting.cancel()
+            self._reporting = None
 
     def _let_go(self, pieces: int) -> None:
         if not 0 < pieces <= len(self._held):
