@@ -34,15 +34,23 @@ class Fabric:
     """A broker that records, and a worker, both by command line."""
 
     def __init__(self, folder: Path, wait_until: Callable[..., Any]) -> None:
-        self.record = folder / "events.rec"
-        file = folder / "broker.json"
-        self.broker = self._start(
-            "broker", "--listen", "tcp://127.0.0.1:0", "--connection-file", str(file),
-            "--record", str(self.record),
-        )  # fmt: skip
-        wait_until(lambda: file.exists() or self.broker.poll() is not None, what="broker listens")
-        self.address = json.loads(file.read_text())["address"]
+        self._folder = folder
+        self._wait_until = wait_until
+        self.address = "tcp://127.0.0.1:0"
+        self.start_broker("events.rec")
         self.worker = self._start("worker", self.address, "--slots", "1", "--name", "w")
+
+    def start_broker(self, record: str, *words: str) -> None:
+        file = self._folder / f"{record}.json"
+        self.record = self._folder / record
+        self.broker = self._start(
+            "broker", "--listen", self.address, "--connection-file", str(file),
+            "--record", str(self.record), *words,
+        )  # fmt: skip
+        self._wait_until(
+            lambda: file.exists() or self.broker.poll() is not None, what="broker listens"
+        )
+        self.address = json.loads(file.read_text())["address"]
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "zfabric", *words]
@@ -95,6 +103,30 @@ def test_the_same_decisions_come_out(fabric: Fabric) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "running on w, attempt 1" in shown.stdout
     assert "the kept one: finished" in shown.stdout
+
+
+def test_a_recording_beside_a_journal_begins_with_what_that_holds(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    journal = ("--journal", str(tmp_path / "journal"))
+    fabric.kill_broker()
+    fabric.start_broker("first.rec", *journal)
+    with Client(fabric.address) as client:
+        kept = [client.submit(double, n, key=f"kept {n}") for n in range(20)]
+        assert client.gather(kept) == [2 * n for n in range(20)]
+        fabric.kill_broker()
+        fabric.start_broker("second.rec", *journal)
+        assert client.submit(double, 21, key="after").result(30) == 42
+        before = client.info()["tasks"]
+        fabric.kill_broker()
+    replay = Replay(fabric.record)
+    for step in replay.steps():
+        if step.text.startswith("turn"):
+            invariants.check(replay.machine.scheduler)
+    replay.close()
+    assert replay.machine.scheduler.info()["tasks"] == before
+    names = {task.name for task in replay.machine.scheduler.tasks.values()}
+    assert names >= {"kept 0", "kept 19", "after"}
 
 
 def test_a_recording_that_was_cut_off(fabric: Fabric, tmp_path: Path) -> None:

@@ -69,8 +69,6 @@ def serve(
             ring = ring_for(address, keys, insecure)
             if ring is None:
                 check_exposure(address, insecure)
-            if record is not None and journal is not None:
-                raise ConfigError("a broker with a journal keeps no record: its events begin there")
             recorder = Recorder(record) if record is not None else None
             guard = None if ring is None else BrokerGuard(ring)
             listener = listen_near(

@@ -34,6 +34,8 @@ TURN = 3
 UNSENDABLE = 4
 ADMIT = 5
 USER = 6
+CANNOT_WRITE = 7
+CAN_WRITE = 8
 
 MAX_NBYTES = 4 << 30
 """Bytes after which a recording ends, with a line in the log; the broker goes on."""
@@ -104,6 +106,8 @@ class RecordedMachine(BrokerMachine):
         self, recorder: Recorder, *, admission: Admission | None = None, **arguments: Any
     ) -> None:
         """admission, arguments: of BrokerMachine."""
+        if arguments.get("saved") is not None:
+            arguments["saved"] = list(arguments["saved"])  # the journal's part of the events
         super().__init__(admission=admission, **arguments)
         self._recorder = recorder
         plain = {**arguments, "settings": asdict(self.settings)}
@@ -139,6 +143,14 @@ class RecordedMachine(BrokerMachine):
     def admit(self, users: frozenset[str], keys: Sequence[bytes], now: float) -> None:
         self._recorder.add(ADMIT, now, sorted(users), list(keys))
         super().admit(users, keys, now)
+
+    def cannot_write(self, text: str) -> None:
+        self._recorder.add(CANNOT_WRITE, 0.0, text)
+        super().cannot_write(text)
+
+    def can_write(self) -> None:
+        self._recorder.add(CAN_WRITE, 0.0)
+        super().can_write()
 
     def _recorded_user(self, peer: Peer) -> str:
         user = self._identify(peer)

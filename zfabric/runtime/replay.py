@@ -124,7 +124,15 @@ class Replay:
             if lost is not None:
                 machine.end_unsendable(lost, event[3], now)
             return f"a message could not be sent: {event[3]}", ()
+        if code == r.CANNOT_WRITE:
+            machine.cannot_write(event[2])
+            return f"the journal could not be written: {event[2]}", ()
+        if code == r.CAN_WRITE:
+            machine.can_write()
+            return "the journal could be written again", ()
         machine.turn()
+        if machine.journal is not None:
+            machine.journal.take()
         said = self._pump()
         return f"turn{': ' + said if said else ''}", ()
 
