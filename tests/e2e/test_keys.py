@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 import zfabric
+from zfabric.config import Settings
 from zfabric.errors import ConnectFailed, Refused, TaskCancelled, ZFabricError
 from zfabric.keys import KeyRing
 from zfabric.keys.join import read_file
+from zfabric.runtime.dialling import dial_broker
 
 WaitUntil = Callable[..., Any]
 
@@ -177,6 +179,38 @@ def test_a_revoked_key_ends_its_sessions(fabric: KeyedFabric) -> None:
             zfabric.Client(token, timeout=10)
         fabric.wait_until(lambda: len(client.workers()) == 1)
         assert client.submit(pow, 2, 4).result(20) == 16
+
+
+def test_a_revoked_key_is_heard_no_more_on_a_connection_that_stands(fabric: KeyedFabric) -> None:
+    """Garbage that arrives is counted by the broker; what is not read cannot be."""
+    fabric.ring.add("alice", "client")
+    fabric.wait_until(fabric.path("alice").exists, 10)
+    settings = Settings()
+    channel = dial_broker(fabric.address, fabric.ring.join("alice", fabric.address), settings)
+    junk = [b"no header of ours", b"and no message"]
+
+    def heard(client: zfabric.Client) -> int:
+        errors = client.info()["errors"]
+        return sum(n for name, n in errors.items() if name.startswith("bad:"))
+
+    def is_heard(client: zfabric.Client) -> bool:
+        channel.recv()
+        channel.send(junk)
+        return heard(client) > 0
+
+    try:
+        with fabric.client() as client, fabric.client("alice") as alice:
+            fabric.wait_until(lambda: is_heard(client), 20)
+            fabric.ring.revoke("alice")
+            fabric.wait_until(lambda: not alice._io.is_open, 20)
+            before = [heard(client) for _ in range(20)][-1]
+            for _ in range(20):
+                channel.recv()
+                channel.send(junk)
+                after = heard(client)
+            assert after == before
+    finally:
+        channel.close()
 
 
 def test_a_key_revoked_while_the_broker_is_away(fabric: KeyedFabric, free_port: int) -> None:

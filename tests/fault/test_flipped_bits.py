@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import zfabric
 from tests.conftest import wait_until
 from tests.fault.shaken import QUICK, Shaken
 from zfabric import Client
-from zfabric.testing.chaos import CALM, Weather
+from zfabric.runtime.dialling import dial_data
+from zfabric.testing.chaos import CALM, ChaosProxy, Weather
+from zfabric.transport import Channel
 
 pytestmark = [
     pytest.mark.fault,
@@ -84,3 +89,41 @@ def test_row_21_flipped_bits_change_no_value(fabric: Shaken) -> None:
         assert client.submit(len, "abc").result(PATIENCE_S) == 3
     noticed = [name for name in ("broker", "a", "b") if "came damaged" in fabric.log(name)]
     assert noticed or fabric.front.counts["connections"] > 1
+
+
+def test_row_21_flipped_bits_on_the_way_of_large_values(
+    fabric: Shaken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a worker's own door and who fetches there: a client, by the code with which workers
+    fetch from one another."""
+    doors: dict[str, ChaosProxy] = {}
+
+    def through_a_proxy(address: str, *rest: Any) -> Channel:
+        if address not in doors:
+            doors[address] = ChaosProxy(address)
+        channel = dial_data(doors[address].address, *rest)
+        channel.address = address  # by which it is known to whoever fetches
+        return channel
+
+    monkeypatch.setattr("zfabric.runtime.fetch.dial_data", through_a_proxy)
+    fabric.add_worker("a", "--data-address", "tcp://127.0.0.1:0")
+    nbytes = 8_000_000
+    try:
+        with Client(fabric.address) as client:
+            client.wait_for_workers(1, timeout=PATIENCE_S)
+            assert client.submit(content, 0, nbytes).result(PATIENCE_S) == content(0, nbytes)
+            (door,) = doors.values()
+            for number in range(1, ROUNDS + 1):
+                flipped = door.counts["flips"]
+                future = client.submit(content, number, nbytes)
+                zfabric.wait([future], timeout=PATIENCE_S)
+                door.weather = Weather(flip_every=500_000)
+                gathered = threading.Thread(target=future.result, args=(PATIENCE_S,))
+                gathered.start()
+                wait_until(lambda: door.counts["flips"] > flipped, PATIENCE_S)  # noqa: B023
+                door.weather = CALM
+                gathered.join()
+                assert future.result(PATIENCE_S) == content(number, nbytes)
+    finally:
+        for proxy in doors.values():
+            proxy.close()

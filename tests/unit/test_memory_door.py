@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
@@ -92,6 +94,29 @@ def test_values_come_and_go_by_memory_or_else_by_socket(worker: Worker, door: bo
         assert pump(fetcher, poller, ended) is None, "nobody has it"
     finally:
         fetcher.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_gets_nothing(worker: Worker) -> None:
+    worker.keep(1, [b"head", DATA])
+    dial = (
+        "import os, socket, sys\n"
+        "os.setgid(65534); os.setuid(int(sys.argv[2]))\n"
+        "door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "door.settimeout(10)\n"
+        "door.connect(chr(0) + sys.argv[1])\n"
+        "try:\n"
+        "    door.recv(1)\n"
+        "    print('shut')\n"
+        "except TimeoutError:\n"
+        "    print('open')\n"
+    ).replace("settimeout(10)", "settimeout(1 if sys.argv[2] == '0' else 30)")
+    name = worker.address.partition(SCHEME)[2]
+    found = [
+        subprocess.run([sys.executable, "-c", dial, name, uid], capture_output=True, text=True)
+        for uid in ("0", "65534")
+    ]
+    assert [one.stdout for one in found] == ["open\n", "shut\n"], found
 
 
 def test_a_value_comes_out_of_the_slab_that_it_shares(worker: Worker) -> None:
