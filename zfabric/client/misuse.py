@@ -99,7 +99,7 @@ def options_of(
     if key is not None and (not isinstance(key, str) or len(key) > MAX_TEXT):
         raise UsageError(f"key={_short(key)}: it is a text of at most {MAX_TEXT} characters")
     if type(retries) is not int or not 0 <= retries <= 2**31:
-        raise UsageError(f"retries={retries!r}: it is how often to run again, 0 or more")
+        raise UsageError(f"retries={retries!r}: it is how often to run again, 0 to 2**31")
     if type(priority) is not int or not -(2**31) <= priority <= 2**31:
         raise UsageError(f"priority={priority!r}: it is an integer, higher runs sooner")
     wanted: dict[str, float] = {}
@@ -110,7 +110,7 @@ def options_of(
         if not usable or not 0 <= amount < 1e15 or len(resources or {}) > MAX_RESOURCES:
             raise UsageError(f"resources={_short(resources)}: it is like {{'GPU': 1}}")
         wanted[name] = float(amount)
-    names = (workers,) if isinstance(workers, str) else tuple(workers or ())
+    names = (workers,) if isinstance(workers, str) else _several(workers)
     if not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
         raise UsageError(f"workers={_short(workers)}: it is a worker's name or several")
     limit_s = _limit(timeout)
@@ -128,12 +128,22 @@ def options_of(
     )
 
 
+def _several(workers: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(workers or ())
+    except TypeError:
+        return (workers,)  # which is no name, as its caller says
+
+
 def _limit(timeout: Any) -> float:
     if timeout is None:
         return 0.0
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if not number or not 0 < timeout < 1e9:
-        raise UsageError(f"timeout={_short(timeout)}: seconds that the task may run, above 0")
+        raise UsageError(
+            f"timeout={_short(timeout)}: seconds that the task may run, above 0 and"
+            " below 1e9; without it there is no limit"
+        )
     return float(timeout)
 
 

@@ -77,5 +77,5 @@ def _read(story: dict[str, object]) -> TaskStory:
 
 def _of(future: Future, story: TaskStory | None) -> TaskStory:
     if story is None or future.done():
-        return TaskStory(future.key, future.status, (("ended", f"it is {future.status}"),))
+        return TaskStory(future.key, future.status, (("ended", f"it has ended: {future.status}"),))
     return story._replace(key=future.key)

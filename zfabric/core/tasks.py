@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from zfabric.ids import try_of
 from zfabric.messages import DEFAULT_OPTIONS, TaskOptions
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class TaskRecord:
         """One line for people."""
         name = self.name
         where = f" on {self.worker.name}" if self.worker else ""
-        return f"{name}: {STATE_NAMES[self.state]}{where}, attempt {self.attempt}"
+        return f"{name}: {STATE_NAMES[self.state]}{where}, attempt {try_of(self.attempt)}"
 
 
 class ClientRecord:

@@ -62,6 +62,8 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"the journal {path} cannot be kept there: it is no regular file")
         self._nbytes = 0
         """Of entries since the last snapshot."""
         self._kept = 0

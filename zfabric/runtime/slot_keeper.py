@@ -67,6 +67,8 @@ class SlotKeeper:
         perhaps because a value could not be read."""
         self.machine = machine
         self._store = store
+        self._killed: dict[int, int] = {}
+        """Tasks for which slots were killed that have not been seen to be dead."""
         self._way_in = way_in
         self._name = name
         self._inline_limit = settings.inline_limit
@@ -263,7 +265,9 @@ class SlotKeeper:
     def _kill_row(self, effect: KillRow, now: float) -> None:
         number = effect.slot
         if self._peek(number, now) and self._runs(number, effect.id):
-            log.info("slot %d is killed for task %x: %s", number, effect.id, effect.why)
+            if self._killed.get(number) != effect.id:
+                self._killed[number] = effect.id
+                log.info("slot %d is killed for task %x: %s", number, effect.id, effect.why)
             self._slots.kill(number)
 
     def _tell_age(self, effect: AgeOfRow, now: float) -> None:
@@ -309,6 +313,7 @@ class SlotKeeper:
         may be because of a result, and its first row counts as what killed it: no row may come
         back for ever.
         """
+        self._killed.pop(number, None)
         if error is None and not self._peek(number, now):
             return
         running = blame or self._slots.links[number].is_running()
