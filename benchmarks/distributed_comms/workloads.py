@@ -20,14 +20,15 @@ class Sizes:
     """Round trips of messages of one size, of a whole run."""
     tasks: int = 2000
     calls: int = 200
-    array: int = 64_000_000
-    """Bytes of an array that goes from one worker to the other."""
+    arrays: tuple[int, ...] = (8_000_000, 64_000_000)
+    """Bytes of an array that goes from one worker to the other: a call takes some 40 ms of its own
+    where the interpreter's lock is held, more than the bytes of a small one."""
     transfers: int = 8
     rows: int = 2_000_000
     """Of the dataframe that is shuffled, 16 bytes each."""
 
 
-QUICK = Sizes(trips=20, tasks=100, calls=10, array=8_000_000, transfers=2, rows=50_000)
+QUICK = Sizes(trips=20, tasks=100, calls=10, arrays=(8_000_000,), transfers=4, rows=50_000)
 
 
 def nothing(_number: int) -> None:
@@ -58,7 +59,7 @@ def hold_the_gil(seconds: float) -> int:
 def warm_up(client: Any) -> None:
     """Connections stand, and workers have imported pandas and pyarrow, which takes seconds."""
     client.gather(client.map(nothing, range(50), pure=False))
-    _transfers(client, QUICK)
+    _calls(client, QUICK.arrays[0], 4, 1)
     _shuffle(client, 1000)
 
 
@@ -80,11 +81,19 @@ def lone_calls(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
 
 
 def transfers(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
-    """Arrays between workers that do nothing else, and between busy ones."""
-    for name in ("worker to worker", "the same, GIL held"):
-        with _gil_held(client, 60.0) if "GIL" in name else nullcontext():
-            rate = _transfers(client, sizes)
-        results.add(peer, name, "rate", rate / MB, "MB/s", sizes.array, higher_is_better=True)
+    """Arrays between workers that do nothing else, and between workers of whose two threads one
+    holds the GIL; and what a call takes then whose array is where it runs."""
+    for held in (False, True):
+        with _gil_held(client, 60.0) if held else nullcontext():
+            for nbytes in sizes.arrays:
+                each = _calls(client, nbytes, sizes.transfers, 1)
+                name = f"to the other worker, {nbytes / MB:g} MB" + (", GIL held" if held else "")
+                rate = nbytes / MB / each
+                results.add(peer, name, "rate", rate, "MB/s", nbytes, higher_is_better=True)
+            if held:
+                each = _calls(client, 8, sizes.transfers, 0)
+                name = "nothing to move, GIL held"
+                results.add(peer, name, "mean", each * 1e3, "ms", sizes.transfers)
 
 
 def shuffles(peer: str, client: Any, results: Results, sizes: Sizes) -> None:
@@ -99,20 +108,30 @@ def workers_of(client: Any) -> list[str]:
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def _transfers(client: Any, sizes: Sizes) -> float:
-    """Bytes per second, one array at a time, from one worker to the other and back."""
+def _calls(client: Any, nbytes: int, n: int, away: int) -> float:
+    """Mean seconds of a call that takes an array, one at a time, by the two workers in turn.
+
+    away: 1: the array lies at the other worker and is brought, 0: it is where the call runs.
+    """
     workers = workers_of(client)
+    homes = [workers[number % 2] for number in range(n)]
     arrays = [
-        client.submit(make, sizes.array, number, workers=[workers[number % 2]], pure=False)
-        for number in range(sizes.transfers)
+        client.submit(make, nbytes, number, workers=[home], pure=False)
+        for number, home in enumerate(homes)
     ]
-    client.gather([client.submit(id, array, pure=False) for array in arrays])
+    # Made, and nowhere else: a task that may run at the other worker would bring them there.
+    client.gather(
+        [
+            client.submit(id, array, workers=[home], pure=False)
+            for array, home in zip(arrays, homes, strict=True)
+        ]
+    )
     begun = time.perf_counter()
     for number, array in enumerate(arrays):
-        there = workers[(number + 1) % 2]
+        there = workers[(number + away) % 2]
         got = client.submit(take, array, workers=[there], pure=False).result()
-        assert got == sizes.array // 8 * 8
-    return sizes.array * sizes.transfers / (time.perf_counter() - begun)
+        assert got == nbytes // 8 * 8
+    return (time.perf_counter() - begun) / n
 
 
 @contextmanager
