@@ -282,3 +282,18 @@ def test_after_a_restart_a_dying_row_keeps_all_that_its_worker_has() -> None:
     assert not runs(new) and used(later, new) == 1
     new.say(m.Returned([tid(1)], [1], 2))
     assert runs(new) == [wanted]
+
+
+def test_a_dying_row_keeps_it_too_when_the_broker_before_left_no_journal() -> None:
+    """To this one all rows of its worker are strange, and what they occupy is not free."""
+    house = House()
+    client = house.peer(5).greet()
+    new = house.peer(3, m.WORKER, slots=2, resources={"GPU": 1.0}, previous=77)
+    new.greet().say(inventory((1, 1)))
+    wanted = tid(2, client.number)
+    client.say(m.Submit([FUNCTION], [wanted], [FN], [b""], (), [(0, device())]))
+    house.deliver()
+    assert new.heard[-1] == m.Drop([tid(1)])
+    assert not runs(new) and used(house, new) == 1
+    new.say(m.Done([tid(1)], [1], bytes([CANCELLED]), [b""], 2))
+    assert runs(new) == [wanted] and used(house, new) == 1

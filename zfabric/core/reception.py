@@ -64,12 +64,10 @@ class Reception:
         self._next_number = first_number
         self._former: dict[int, Ending | None] = {}
         """By the tokens of workers that left, oldest first; only of those with any."""
-        self._restart: Restart | None = None
 
     def restore(self, restart: Restart, now: float) -> None:
         """Go on where the journal ends. Peers come back by themselves."""
         board = self._board
-        self._restart = restart
         self.journal = restart.journal
         for record in restart.records(board.epoch, self._settings, now):
             if self._admission is not None and record.user:
@@ -195,8 +193,8 @@ class Reception:
         if hello.role == m.WORKER:
             worker = worker_record(number, name, hello, now)
             worker.former = self._former.pop(hello.previous, {})
-            if self._restart is not None and hello.previous in self._restart.before:
-                worker.former = None
+            if hello.previous and not board.is_over(hello.previous):
+                worker.former = None  # it was with a broker before this one
             scheduler.worker_joined(worker, now)
             board.log.append((logging.INFO, f"worker {name} joined with {hello.slots} slots"))
         else:

@@ -40,8 +40,6 @@ class Restart:
         self.next_number = restored.next_number
         self.expected = restored.workers
         """Workers that were here before the restart and are not back yet."""
-        self.before = frozenset(restored.workers)
-        """All of them, whether they are back or not."""
         self._scheduler = scheduler
         self._locks = locks
         self._begun_before = restored.started

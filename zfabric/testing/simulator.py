@@ -365,7 +365,7 @@ class Simulation:
 
     def _nothing_left(self) -> bool:
         machine = self.broker.machine
-        if any(worker.ending for worker in machine.scheduler.workers.values()):
+        if any(w.ending or w.unclear for w in machine.scheduler.workers.values()):
             return False
         if machine.locks.requests():
             return False
