@@ -7,9 +7,10 @@ import pytest
 from tests.unit.broker_house import House, Peer
 from zfabric import messages as m
 from zfabric.config import Settings
+from zfabric.core.journal import Entry
 from zfabric.core.outcomes import stored_payload
 from zfabric.core.supervisor import Supervisor
-from zfabric.core.tasks import ASSIGNED, DONE, READY, WAITING
+from zfabric.core.tasks import ASSIGNED, DONE, FAILED, READY, WAITING
 from zfabric.messages import CANCELLED, ERROR, STORED, VALUE
 from zfabric.testing.bench import FN, FUNCTION, Bench, results, run, tid
 
@@ -297,3 +298,79 @@ def test_a_dying_row_keeps_it_too_when_the_broker_before_left_no_journal() -> No
     assert not runs(new) and used(house, new) == 1
     new.say(m.Done([tid(1)], [1], bytes([CANCELLED]), [b""], 2))
     assert runs(new) == [wanted] and used(house, new) == 1
+
+
+def once_at_a_broker() -> tuple[House, list[Entry], Peer]:
+    """A broker with a journal, what that begins with, and a worker that has a row which may run
+    once."""
+    house = House(saved=[])
+    house.pass_time(0.25)  # nobody is waited for
+    entries = list(house.machine.snapshot())
+    client = house.peer(1).greet()
+    worker = house.peer(2, m.WORKER, slots=1).greet()
+    once = m.TaskOptions(idempotent=False)
+    client.say(m.Submit([FUNCTION], [tid(1)], [FN], [b""], (), [(0, once)]))
+    assert runs(worker) == [tid(1)]
+    return house, entries, worker
+
+
+def written(house: House) -> list[Entry]:
+    assert house.machine.journal is not None
+    return house.machine.journal.take()
+
+
+def back(house: House, old: Peer, token: int, told: m.Inventory) -> Peer:
+    peer = house.peer(token, m.WORKER, slots=1, previous=old.session.token).greet()
+    peer.say(told)
+    return peer
+
+
+def test_after_a_restart_doubt_ends_when_all_are_back_and_have_told_all() -> None:
+    house, entries, worker = once_at_a_broker()
+    later = House(saved=entries + written(house))
+    back(later, worker, 3, inventory(credit=0))
+    assert later.machine.scheduler.settling
+    later.peers[3].say(inventory())
+    assert not later.machine.scheduler.settling, "though no time has passed"
+    task = later.machine.scheduler.tasks[tid(1)]
+    assert (task.state, task.status) == (FAILED, m.UNKNOWN)
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_restart_waits_for_who_was_given_up_and_may_have_a_row(rewritten: bool) -> None:
+    house, entries, worker = once_at_a_broker()
+    other = house.peer(4, m.WORKER, slots=1).greet()
+    house.machine.gone(worker.link, house.now)
+    house.pass_time(1.0, alive=(other,))
+    assert house.machine.scheduler.table.in_doubt
+    entries += written(house)
+    later = House(saved=list(house.machine.snapshot()) if rewritten else entries)
+    back(later, other, 5, inventory())
+    assert later.machine.scheduler.settling
+    back(later, worker, 6, inventory((1, 1)))
+    assert not later.machine.scheduler.settling
+    assert later.machine.scheduler.tasks[tid(1)].state == ASSIGNED
+
+
+def test_it_waits_no_longer_than_this_broker_would_have() -> None:
+    house, entries, worker = once_at_a_broker()
+    other = house.peer(4, m.WORKER, slots=1).greet()
+    house.machine.gone(worker.link, house.now)
+    house.pass_time(1.0 + house.machine.settings.dead_s, alive=(other,))
+    later = House(saved=entries + written(house))
+    back(later, other, 5, inventory())
+    assert not later.machine.scheduler.settling
+
+
+def test_who_is_cut_off_again_while_it_settles_is_waited_for_as_ever() -> None:
+    house, entries, worker = once_at_a_broker()
+    away = house.peer(4, m.WORKER, slots=1).greet()
+    later = House(saved=entries + written(house))
+    again = back(later, worker, 5, inventory((1, 1)))
+    later.machine.gone(again.link, later.now)
+    later.pass_time(1.0)
+    back(later, away, 6, inventory())
+    assert not later.machine.scheduler.settling
+    last = back(later, again, 7, inventory((1, 1)))
+    task = later.machine.scheduler.tasks[tid(1)]
+    assert task.worker is later.machine.scheduler.workers[last.number]

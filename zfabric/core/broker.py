@@ -210,6 +210,7 @@ class BrokerMachine:
             elif self._restart is not None and kind is m.Inventory:
                 assert isinstance(message, m.Inventory)
                 self._restart.came_back(record, message)
+                self._settle(now)
 
     def attach(self, hello: m.Hello, token: int, now: float) -> SessionRecord:
         """A worker in this very process: a session without a wire, for as long as we live."""
@@ -264,12 +265,9 @@ class BrokerMachine:
         if len(self.sessions) > MANY:
             # Beats of many fall due at any moment, and each look is at all of them.
             wake = max(wake, now + min(len(self.sessions) * LOOK_S, settings.beat_s / 2))
-        if self.scheduler.settling:
-            assert self._restart is not None
-            if self._restart.is_over(now):
-                text = self._restart.settle(now)
-                if text:
-                    self.log.append((logging.WARNING, text))
+        if self._restart is not None:
+            self._restart.tick(now)
+            self._settle(now)
         if self.journal is not None and self.journal.trouble and now >= self._alarm_at:
             self._alarm_at = now + settings.beat_s
             self._tell_clients(m.Alarm(self.journal.trouble))
@@ -318,6 +316,14 @@ class BrokerMachine:
             record.session.let_go()
             self.dirty[record] = None
         self._tell_clients(m.Alarm(""))
+
+    def _settle(self, now: float) -> None:
+        """Begin to place work, once nobody from before the restart is waited for any more."""
+        assert self._restart is not None
+        if self.scheduler.settling and self._restart.is_over(now):
+            text = self._restart.settle(now)
+            if text:
+                self.log.append((logging.WARNING, text))
 
     def _tell_clients(self, message: m.Message) -> None:
         for record in self.sessions.values():

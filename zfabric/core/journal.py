@@ -265,7 +265,8 @@ def settle(table: TaskTable, started: Iterable[int]) -> None:
     """
     for id_ in started:
         task = table.tasks.get(id_)
-        if task is not None and task.state in (WAITING, READY):
+        # Who was back and is cut off again may come back once more: that doubt has its own time.
+        if task is not None and task.state in (WAITING, READY) and id_ not in table.in_doubt:
             table.fail(task, m.UNKNOWN, unknown(task, LOST_WITH_BROKER))
     for task in list(table.tasks.values()):
         if task.state == DONE and task.value is None and not task.holders:

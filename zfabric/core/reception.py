@@ -64,10 +64,12 @@ class Reception:
         self._next_number = first_number
         self._former: dict[int, Ending | None] = {}
         """By the tokens of workers that left, oldest first; only of those with any."""
+        self._restart: Restart | None = None
 
     def restore(self, restart: Restart, now: float) -> None:
         """Go on where the journal ends. Peers come back by themselves."""
         board = self._board
+        self._restart = restart
         self.journal = restart.journal
         for record in restart.records(board.epoch, self._settings, now):
             if self._admission is not None and record.user:
@@ -263,11 +265,13 @@ class Reception:
             self._runs.end(record)
         role = record.hello.role
         board.log.append((logging.INFO, f"{role} {record.name} left: {why}"))
-        if self.journal is not None:
-            tell = self.journal.left if role == m.WORKER else self.journal.end
-            tell(record.session.token)
+        if self.journal is not None and role == m.CLIENT:
+            self.journal.end(record.session.token)
         if role == m.WORKER:
             worker = self._scheduler.worker_left(record.number, why, now, may_return=may_return)
+            if self._restart is not None:
+                until = now + self._settings.dead_s if may_return else 0.0
+                self._restart.left(record.session.token, record.number, until)
             if worker.former or worker.former is None:
                 self._former[record.session.token] = worker.former
                 if len(self._former) > FORMER_KEPT:

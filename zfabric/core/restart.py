@@ -16,7 +16,6 @@ from zfabric.core.locks import Locks
 from zfabric.core.scheduler import Scheduler
 from zfabric.core.session import Session
 from zfabric.core.session_record import SessionRecord, saved_session
-from zfabric.core.tasks import READY, WAITING
 
 
 class Restart:
@@ -40,6 +39,9 @@ class Restart:
         self.next_number = restored.next_number
         self.expected = restored.workers
         """Workers that were here before the restart and are not back yet."""
+        self._away: dict[int, tuple[int, float]] = {}
+        """Tokens of workers that were given up and may be back with rows that may run once, with
+        their numbers and until when. To the journal they are here: a next broker waits for them."""
         self._scheduler = scheduler
         self._locks = locks
         self._begun_before = restored.started
@@ -62,20 +64,27 @@ class Restart:
         """A session has told a part of what it has; a worker is back with the last one."""
         if record.hello.role == m.WORKER and message.credit:
             previous = record.hello.previous
-            if self.expected.pop(previous, None) is not None:
+            known = self.expected.pop(previous, None) or self._away.pop(previous, None)
+            if known is not None:
                 self.journal.left(previous)  # else the next broker waits for it again
+
+    def left(self, token: int, number: int, until: float) -> None:
+        """A worker's session is over.  until: when nobody waits for that worker any more."""
+        if until and self._scheduler.table.in_doubt:
+            self._away[token] = number, until
+        else:
+            self.journal.left(token)
+
+    def tick(self, now: float) -> None:
+        """Workers that have not come back in time will not."""
+        for token, (_, until) in list(self._away.items()):
+            if until <= now:
+                del self._away[token]
+                self.journal.left(token)
 
     def is_over(self, now: float) -> bool:
         """Whether nobody is waited for any more."""
-        # What may run once may be with a worker that had been given up before the restart.
-        return not (self.expected or self._is_doubtful()) or now >= self._settle_at
-
-    def _is_doubtful(self) -> bool:
-        tasks = self._scheduler.tasks
-        return any(
-            (task := tasks.get(id_)) is not None and task.state in (WAITING, READY)
-            for id_ in self._begun_before
-        )
+        return not self.expected or now >= self._settle_at
 
     def settle(self, now: float) -> str:
         """Workers that are not back will not come. Returns a warning, "" if all are back."""
@@ -100,6 +109,7 @@ class Restart:
                 saved.append(saved_session(record, clients[record.number].counter))
             else:
                 workers.append((record.session.token, record.number))
-        # While settling, workers that are still away count as being here.
+        # Workers that are still waited for count as being here.
         workers.extend(self.expected.items())
+        workers.extend((token, number) for token, (number, _) in self._away.items())
         return snapshot(self._scheduler.table, self._locks, saved, workers, self._begun_before)
