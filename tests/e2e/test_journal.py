@@ -87,6 +87,7 @@ def test_work_waits_while_the_journal_cannot_be_written(
     wait_until: Callable[..., Any],
 ) -> None:
     with Client(fabric.address) as client:
+        client.wait_for_workers(1, timeout=20)
         assert client.submit(len, "abc").result(timeout=20) == 3
         unlimited = resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(fabric.broker.pid, resource.RLIMIT_FSIZE, (4096, unlimited[1]))
