@@ -301,3 +301,20 @@ def test_the_pages_of_a_packed_value_go_with_it() -> None:
     packs.read(parts[9], kept)
     assert bytes(kept) == bytes([9]) * NBYTES
     packs.free(parts[9])
+
+
+def test_disk_space_comes_back_value_by_value(tmp_path: Path) -> None:
+    """Though all lie in one file, and one of them stays."""
+    files = SpillFiles(str(tmp_path))
+    data = memoryview(os.urandom(4 * 2**20))
+    parts = [files.write(data) for _ in range(8)]
+    fd = parts[0].file.fd
+    os.fsync(fd)
+    full = os.fstat(fd).st_blocks * 512
+    for part in (*parts[:3], *parts[4:]):
+        files.free(part)
+    assert os.fstat(fd).st_blocks * 512 <= full // 4
+    back = bytearray(data.nbytes)
+    files.read(parts[3], memoryview(back))
+    assert back == data
+    files.free(parts[3])

@@ -16,7 +16,7 @@ import mmap
 import os
 import stat
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -27,6 +27,10 @@ FILE_NBYTES = 256 * 2**20
 """Bytes after which a new file is begun."""
 
 PIECE = 4 * 2**20
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_fallocate: Any = None
+"""glibc's, once it was looked for; False where there is none."""
 
 
 class _File:
@@ -110,9 +114,11 @@ class SpillFiles:
 
     def free(self, part: Spilled) -> None:
         """Forget a value. Once for each."""
-        if self._in_memory:
-            with contextlib.suppress(OSError, ValueError):  # then they go with the file
+        with contextlib.suppress(OSError, ValueError):  # then they go with the file
+            if self._in_memory:
                 _give_back(part)
+            else:
+                _punch(part.file.fd, part.offset, part.nbytes)
         self._let_go(part.file)
 
     def _let_go(self, file: _File) -> None:
@@ -150,6 +156,19 @@ def _give_back(part: Spilled) -> None:
         nbytes = part.nbytes
     with mmap.mmap(part.file.fd, nbytes, offset=part.offset) as pages:
         pages.madvise(mmap.MADV_REMOVE)
+
+
+def _punch(fd: int, offset: int, nbytes: int) -> None:
+    """Give these bytes of a file on disk back, where its file system can; it keeps its length."""
+    global _fallocate
+    if _fallocate is None:
+        import ctypes  # as tempfile below
+
+        _fallocate = getattr(ctypes.CDLL(None), "fallocate64", False)
+        if _fallocate:
+            _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if _fallocate and nbytes:
+        _fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, nbytes)
 
 
 def _unnamed(directory: str) -> int:
