@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from zfabric.config import Settings
 from zfabric.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def get_client() -> Client:
         with _lock:
             client = context.client
         if client is None or not client._io.is_open:
-            made = Client(context.address, name=f"task-in-{context.worker}")
+            # The broker was there a moment ago, and may be about to be there again.
+            patience_s = Settings.load().dead_s
+            name = f"task-in-{context.worker}"
+            made = Client(context.address, name=name, timeout=patience_s)
             with _lock:
                 if context.client is None or not context.client._io.is_open:
                     context.client = made
