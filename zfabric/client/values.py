@@ -10,8 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from mmap import mmap
+from resource import RLIMIT_NOFILE, getrlimit
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakSet
 
 import msgpack
 
@@ -51,7 +54,7 @@ class _Fetch:
     value: None when nobody had it.  n_tries: how many fetches of it have failed before.
     """
 
-    __slots__ = ("ended", "n_tries", "payload", "rings", "value")
+    __slots__ = ("__weakref__", "ended", "n_tries", "payload", "rings", "value")
 
     def __init__(self, payload: bytes, n_tries: int) -> None:
         self.payload = payload
@@ -82,6 +85,8 @@ class Values:
         self._asked_at = -STALE_S
         self._well: set[int] = set()
         """Numbers of the workers that were there and well when that was asked."""
+        self._in_files: WeakSet[Any] = WeakSet()
+        """What has a descriptor: values that were fetched, and memory that objects lie in."""
         self._io.at_end.append(partial(_give_up, self._under_way))
 
     # --- fetching -----------------------------------------------------------------------------
@@ -135,6 +140,8 @@ class Values:
         with self._lock:  # two threads may have waited; both get the same object
             if outcome.status == STORED and outcome.value is fetch:
                 stored = fetch.value.unshared()
+                if isinstance(stored.area.obj, mmap) and stored is not fetch.value:
+                    self._in_files.add(stored.area.obj)
                 outcome.value = loads(layout.split(stored.area, stored.sizes))
                 outcome.status = LOADED
                 outcome.payload = None
@@ -147,6 +154,12 @@ class Values:
             if value is None and outcome.payload is fetch.payload and fetch.n_tries < MAX_TRIES:
                 self._io.submitter.locate(outcome, self._io.questions.new_number())
             self._under_way.discard(fetch)
+            if value is not None and value.fd >= 0:
+                # Descriptors are the user's as well: beyond a quarter of them it costs a copy.
+                if len(self._in_files) < getrlimit(RLIMIT_NOFILE)[0] // 4:
+                    self._in_files.add(fetch)
+                else:
+                    value = value.copied()
             fetch.end(value)
 
         data = self._io.data
@@ -243,8 +256,9 @@ class Values:
             for place in left:
                 mine = targets if broadcast else [targets[self._turn % len(targets)]]
                 self._turn += 1
+                left_of = [len(mine)]
                 for target in mine:
-                    put = _Put(outcomes[place].id, areas[place], target)
+                    put = _Put(outcomes[place].id, areas[place], target, left_of)
                     self._io.post(self._start_put, put)
                     puts.append((place, put))
             if not attempt:
@@ -312,9 +326,11 @@ class Values:
 class _Put:
     """One value on its way to one worker. error: "" when it is there."""
 
-    __slots__ = ("alarm", "area", "error", "id", "target")
+    __slots__ = ("alarm", "area", "error", "id", "left_of", "target")
 
-    def __init__(self, task: int, area: layout.Laid, target: Target) -> None:
+    def __init__(self, task: int, area: layout.Laid, target: Target, left_of: list[int]) -> None:
+        """left_of: how many puts of this value have not ended, in a list that they share."""
+        self.left_of = left_of
         self.id = task
         self.area = area
         self.target = target
@@ -324,6 +340,9 @@ class _Put:
     def end(self, error: str) -> None:
         """The I/O thread has done what it could."""
         self.error = error
+        self.left_of[0] -= 1
+        if not self.left_of[0]:
+            self.area.file = None  # the stores have it: it is memory, and a descriptor
         self.alarm()
 
 

@@ -36,6 +36,9 @@ from zfabric.runtime.store import Value
 from zfabric.transport.contract import Channel, Poller
 from zfabric.transport.locality import is_same_host
 
+IN_PACKET = 4096
+"""Bytes up to which a value is handed over in the message itself, without a file."""
+
 MAX_ACTIVE = 16
 """Values on their way at a time: each has up to 8 MiB under way."""
 
@@ -399,7 +402,12 @@ class Fetcher:
                 link = self._memory[address] = MemoryLink(address)
                 self._poller.add(link.fd)
             if isinstance(machine, Upload):
-                sizes, fd = self._in_file(machine.area)
+                area = machine.area
+                if isinstance(area, Laid) and area.nbytes <= IN_PACKET:
+                    machine.progressed(now_s())
+                    link.put_bytes(machine.id, area.sizes, bytes(area[: area.nbytes]))
+                    return True
+                sizes, fd = self._in_file(area)
                 machine.progressed(now_s())
                 link.put(machine.id, sizes, fd)
             else:

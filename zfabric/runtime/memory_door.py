@@ -174,8 +174,10 @@ class MemoryDoor:
             try:
                 value = _value(sizes, data, fd)
                 if not self._store.make_room(value.nbytes):
-                    raise OSError(errno.ENOMEM, "the worker's memory limit is reached")
-            except (CodecError, OSError) as exc:
+                    raise OSError(errno.ENOMEM, self._store.why_no_room(value.nbytes))
+            except OSError as exc:
+                error = exc.strerror or str(exc)
+            except CodecError as exc:
                 error = str(exc)
             else:
                 if id_ not in self._store:
@@ -229,6 +231,10 @@ class MemoryLink:
     def put(self, id_: int, sizes: Sequence[int], fd: int) -> None:
         """Offer a value that lies in a sealed memfd. Raises OSError."""
         _send(self._sock, (PUT, id_, list(sizes), None), fd)
+
+    def put_bytes(self, id_: int, sizes: Sequence[int], data: bytes) -> None:
+        """Offer a small value. Raises OSError."""
+        _send(self._sock, (PUT, id_, list(sizes), data), -1)
 
     def replies(self) -> list[Reply]:
         """What has come. Raises OSError when the other end is gone, or makes no sense."""

@@ -278,6 +278,19 @@ class Value:
         self.close()
         return Value(self.sizes, area)
 
+    def copied(self) -> Value:
+        """The same bytes in memory of this process alone; this value gives its descriptor back.
+        Raises OSError."""
+        fresh = Value.private(self.sizes)
+        left, at = fresh.area, self.offset
+        while left:
+            n = os.preadv(self.fd, [left], at)
+            if not n:
+                raise OSError(errno.EIO, "a value's file is shorter than the value")
+            left, at = left[n:], at + n
+        self.close()
+        return fresh
+
     @property
     def is_closed(self) -> bool:
         """Whether its descriptor was given back and it was not mapped."""
@@ -512,6 +525,14 @@ class Store:
             self.slabs.enter(slab, extent, id_, value.nbytes)
         if value.fd >= 0 and value.nbytes <= PACKED_NBYTES:
             self._small[id_] = value
+
+    def why_no_room(self, nbytes: int) -> str:
+        """What to tell whose value of that size found no room."""
+        disk = f"; its disk takes nothing: {self.trouble}" if self.trouble else ""
+        return (
+            f"a worker's memory limit is reached: of {self._limit} bytes {self.nbytes} are in use,"
+            f" and {nbytes} more were to come{disk}"
+        )
 
     def make_room(self, nbytes: int) -> bool:
         """Move values to disk, here and now, until so many more bytes are within the limit.

@@ -52,9 +52,11 @@ Reply = Callable[[Message], None]
 class _Upload:
     """A value that somebody is putting into the store."""
 
-    __slots__ = ("download", "value")
+    __slots__ = ("download", "value", "why")
 
     def __init__(self) -> None:
+        self.why = ""
+        """There was no memory for it."""
         self.value: Value | None = None
         self.download: Download | None = None
 
@@ -235,7 +237,7 @@ class ValueServer:
         if download.has_failed:
             self._links.silenced(peer)
             self._uploads.pop(id_, None)
-            reply(PutDone(id_, "the parts do not fit together, or there is no memory for them"))
+            reply(PutDone(id_, upload.why or "the parts do not fit together"))
         elif download.is_done:
             self._uploads.pop(id_, None)
             value, upload.value = upload.value, None
@@ -259,9 +261,13 @@ class ValueServer:
         upload = _Upload()
 
         def allocate(sizes: Sequence[int]) -> Destination:
-            if not self._store.make_room(layout.nbytes_of(sizes)):
-                raise OSError(errno.ENOMEM, "the worker's memory limit is reached")
-            upload.value = self._store.allocate(sizes)
+            try:
+                if not self._store.make_room(layout.nbytes_of(sizes)):
+                    raise OSError(errno.ENOMEM, self._store.why_no_room(layout.nbytes_of(sizes)))
+                upload.value = self._store.allocate(sizes)
+            except OSError as exc:
+                upload.why = exc.strerror or str(exc)
+                raise
             return upload.value.destination
 
         upload.download = Download(id_, 1, allocate, settings=self._settings, now=now)

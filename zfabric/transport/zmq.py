@@ -25,23 +25,35 @@ after a frame that breaks ZMTP's rules a DEALER of libzmq stays without a connec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from zfabric.errors import ConfigError
+from zmq import ZMQError
+
+from zfabric.errors import ConfigError, TransportError
 from zfabric.transport import zmq_socket
 from zfabric.transport.contract import Channel, Listener
 from zfabric.transport.zmq_channel import ZmqChannel
 from zfabric.transport.zmq_listener import ZmqListener
 
+T = TypeVar("T")
+
 
 def listen(address: str, **options: Any) -> Listener:
     """See registry.listen. Options: fields of zmq_socket.Options."""
-    return ZmqListener(address, _options(options))
+    return _made(ZmqListener, address, _options(options))
 
 
 def connect(address: str, **options: Any) -> Channel:
     """See registry.connect. Options: fields of zmq_socket.Options."""
-    return ZmqChannel(address, _options(options))
+    return _made(ZmqChannel, address, _options(options))
+
+
+def _made(kind: type[T], address: str, options: zmq_socket.Options) -> T:
+    """Raises TransportError where the process has no descriptor left, too."""
+    try:
+        return kind(address, options)  # type: ignore[call-arg]
+    except ZMQError as exc:
+        raise TransportError(f"no socket can be made for {address}: {exc.strerror}") from exc
 
 
 def _options(given: dict[str, Any]) -> zmq_socket.Options:
