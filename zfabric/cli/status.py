@@ -54,13 +54,13 @@ def render(address: str, info: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     lines += [
         "",
-        f"{'worker':<20}{'host':<13}{'slots':>5}{'running':>8}{'done':>10}"
-        f"{'memory':>11}{'values':>11}{'on disk':>11}",
+        f"{'worker':<16}{'host':<10}{'slots':>5}{'running':>8}{'done':>9}"
+        f"{'memory':>10}{'values':>11}{'on disk':>11}",
     ]
     lines += [
-        f"{worker['name'][:19]:<20}{worker['host'][:12]:<13}{worker['slots']:>5}"
-        f"{worker['running']:>8,}{worker['done']:>10,}"
-        f"{bytes_text(worker.get('memory', 0)):>11}{bytes_text(worker['bytes']):>11}"
+        f"{worker['name'][:15]:<16}{worker['host'][:9]:<10}{worker['slots']:>5}"
+        f"{worker['running']:>8,}{worker['done']:>9,}"
+        f"{bytes_text(worker.get('memory', 0)):>10}{bytes_text(worker['bytes']):>11}"
         f"{bytes_text(worker.get('spilled', 0)):>11}"
         for worker in workers
     ]
