@@ -156,6 +156,16 @@ def test_ends_without_a_value_and_retries_are_known(bench: Written) -> None:
     assert [t.state for t in restored(bench.written()).tasks.values()] == [READY, FAILED]
 
 
+def test_a_session_that_goes_on_without_its_run_keeps_its_functions() -> None:
+    """As its client does not tell them again."""
+    bench = Written()
+    bench.submit(1)
+    bench.writer.begin(SESSION._replace(received=bench.seq))  # it has left a run
+    bench.submit(2)
+    scheduler = restored(bench.written())
+    assert list(scheduler.tasks) == [tid(1), tid(2)]
+
+
 def test_attempts_that_gave_no_value_are_remembered() -> None:
     bench = Written()
     bench.worker(101, credit=1)

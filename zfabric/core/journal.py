@@ -218,13 +218,15 @@ def replay(
             elif kind == BEGIN:
                 saved = SavedSession(*unpackb(data))
                 next_number = max(next_number, saved.number + 1)
+                goes_on = saved.token in sessions  # without its run, perhaps
                 for token in [t for t, s in sessions.items() if s.number == saved.number]:
                     del sessions[token]
                 sessions[saved.token] = saved
                 if saved.number not in table.clients:
                     scheduler.client_joined(saved.number, saved.name, saved.depth, saved.user)
                 client = table.clients[saved.number]
-                client.functions.clear()
+                if not goes_on:
+                    client.functions.clear()  # under another token it tells them anew
                 if saved.run:
                     client.counter = max(saved.counter, client.counter or 0)
             elif kind == END:
