@@ -50,7 +50,7 @@ def test_a_running_task_and_what_waits_for_it(client: zfabric.Client, tmp_path: 
     assert client.why(first.key)[0].reasons[0] == story.reasons[0]
     end.touch()
     assert after.result() == len(str(end))
-    assert first.why().reasons == (("ended", "it is finished"),)
+    assert first.why().reasons == (("ended", "it has ended: finished"),)
     assert client.why([first, after]) == [first.why(), after.why()]
 
 
