@@ -21,7 +21,8 @@ from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import SCHEME, MemoryLink
 from zfabric.runtime.slabs import Slabs
 from zfabric.runtime.slot_values import InFile, write_all
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.transport import listen
 from zfabric.transport.contract import Poller
 

@@ -17,7 +17,8 @@ from zfabric.messages import Chunk, Fetch, LinksTold, LinksWanted
 from zfabric.runtime import fetch as fetch_room
 from zfabric.runtime.fetch import Fetcher
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport.locality import is_same_host
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from zfabric.errors import CodecError
 from zfabric.runtime.slabs import LARGEST, SLAB_NBYTES, SlabBook, Slabs, whole_pages
 from zfabric.runtime.slot_values import outlay, write_all
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 
 NBYTES = 100_000
 PER_SLAB = SLAB_NBYTES // whole_pages(NBYTES)

@@ -20,7 +20,8 @@ from zfabric.runtime import spill, worker
 from zfabric.runtime.host_memory import available_share
 from zfabric.runtime.slot_values import InFile
 from zfabric.runtime.spill import SpillFiles
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 
 NBYTES = 100_000
 

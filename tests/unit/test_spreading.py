@@ -26,7 +26,8 @@ from zfabric.core.spreading import (
 from zfabric.runtime.binding import link_options
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 
 A, B, C, D, E = [(number, f"ipc://{number}") for number in range(1, 6)]
 

@@ -13,7 +13,8 @@ import pytest
 
 from zfabric.codec import layout
 from zfabric.errors import CodecError
-from zfabric.runtime.store import HUGE, Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import HUGE, Value
 
 
 def n_open() -> int:

@@ -18,7 +18,8 @@ from zfabric.core.transfer import FIRST_ANSWER_S, FIRST_NBYTES, PROGRESS_S, WIND
 from zfabric.messages import Fetch, NotHere
 from zfabric.runtime.binding import link_options
 from zfabric.runtime.fetch import Fetcher
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport.contract import Poller
 

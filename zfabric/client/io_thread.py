@@ -34,7 +34,7 @@ from zfabric.keys import Join
 from zfabric.runtime.data_thread import DataThread
 from zfabric.runtime.dialling import dial_broker
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.store import Value
+from zfabric.runtime.value import Value
 from zfabric.transport.contract import Poller
 from zfabric.transport.locality import is_same_host
 

@@ -28,7 +28,8 @@ from zfabric.messages import Message
 from zfabric.runtime.fetch import Fetcher, Way
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import MemoryDoor
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.runtime.value_server import ValueServer
 from zfabric.transport.contract import Listener, Poller
 

@@ -32,7 +32,7 @@ from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.memory_door import SCHEME, MemoryLink
 from zfabric.runtime.segments import Segments
 from zfabric.runtime.slot_values import InFile
-from zfabric.runtime.store import Value
+from zfabric.runtime.value import Value
 from zfabric.transport.contract import Channel, Poller
 from zfabric.transport.locality import is_same_host
 

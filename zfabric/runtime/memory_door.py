@@ -27,7 +27,8 @@ from zfabric.errors import CodecError
 from zfabric.messages import MAX_BUFFERS
 from zfabric.runtime.segments import is_settled
 from zfabric.runtime.slot_values import sealed
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 
 SCHEME = "shm:"
 GET, PUT = 0, 1

@@ -22,7 +22,8 @@ from zfabric.messages import STORED
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.kept_mappings import KeptMappings
 from zfabric.runtime.slot_values import write_all
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 
 RECV_NBYTES = 1 << 16
 MAX_READS = 8

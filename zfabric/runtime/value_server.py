@@ -30,7 +30,8 @@ from zfabric.messages import (
 )
 from zfabric.runtime.chunk_memory import keep_chunks
 from zfabric.runtime.link_book import LinkBook
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.transport.contract import Listener, PeerId
 
 DRAIN = 64

@@ -58,7 +58,8 @@ from zfabric.runtime.lifecycle import (
 from zfabric.runtime.link_book import LinkBook
 from zfabric.runtime.slot_keeper import SlotKeeper
 from zfabric.runtime.spill import SpillFiles, why_unsafe
-from zfabric.runtime.store import Store, Value
+from zfabric.runtime.store import Store
+from zfabric.runtime.value import Value
 from zfabric.transport import Channel, Poller
 from zfabric.transport.contract import REFUSED_KEY
 from zfabric.transport.locality import is_same_host
