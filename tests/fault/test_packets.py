@@ -178,6 +178,7 @@ class Flapping(threading.Thread):
             self.net.between(self.host, "here", CLEAR)
 
 
+@pytest.mark.timeout(300)  # 60 cuts of 1 s, a second between them
 def test_row_16_a_link_that_comes_and_goes(hosts: Callable[..., Hosts]) -> None:
     h = hosts()
     flapping = Flapping(h.net, "a", 1.0 if FULL else 0.1)
