@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.supervisor_bench import Bench
 from zfabric.config import Settings
 from zfabric.core.supervisor import Supervisor
+from zfabric.core.supervisor_effects import TakeBack
 from zfabric.errors import CodecError
 from zfabric.messages import Done
 from zfabric.runtime import spill, worker
@@ -231,6 +233,20 @@ def test_files_without_a_name_where_the_system_has_none(
     files.free(part)
 
 
+def test_full_is_what_was_told_last() -> None:
+    """Between a step of another thread and its word on it, nobody may see the step alone: a worker
+    that did was full, or not full, for good."""
+    told = []
+    store = Store(10 * NBYTES, on_change=lambda: told.append(store.is_full))
+    for number in range(9):
+        store.put(number, value(number))
+    assert told == [True]
+    store.nbytes = 0  # as amid a step
+    assert store.is_full
+    store.free((0,))
+    assert told == [True, False] and not store.is_full
+
+
 def test_a_full_worker_takes_no_more_rows_until_there_is_room() -> None:
     machine = Supervisor(2, now=0.0)
     assert machine.credit(0.0) > 0
@@ -240,6 +256,55 @@ def test_a_full_worker_takes_no_more_rows_until_there_is_room() -> None:
         assert isinstance(told, Done) and (told.credit == 0) is full
         machine.set_full(full)
         assert machine.messages(1.0) == []
+
+
+def test_what_a_full_worker_has_handed_out_ahead_waits_for_room() -> None:
+    bench = Bench(2)
+    bench.short_rows()
+    bench.run(*range(1, 11))
+    assert bench.sent() == {1: [1, 2, 3, 4, 5], 2: [6, 7, 8, 9, 10]}
+    bench.machine.set_full(True)
+    assert bench.effects() == [TakeBack(1, 4), TakeBack(2, 4)]
+    bench.machine.taken_back(1, 4)
+    bench.machine.taken_back(2, 3)
+    for slot in (1, 2):
+        bench.machine.slot_reset(slot)
+    bench.done(1, b"x")
+    bench.done(2, b"x", b"x")
+    bench.run(11)
+    assert bench.sent() == {}, "a result might need memory"
+    bench.machine.set_full(False)
+    assert sum(bench.sent().values(), []) == [8, 9, 10, 2, 3, 4, 5, 11]
+
+
+def test_a_row_that_was_asked_for_when_the_worker_got_full_is_not_the_last() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(*range(1, 11))
+    bench.sent()
+    bench.machine.recall([10])
+    assert bench.effects() == [TakeBack(1, 1)]
+    bench.machine.set_full(True)
+    assert bench.effects() == []
+    bench.machine.taken_back(1, 1)
+    assert bench.effects() == [TakeBack(1, 8)]
+    bench.machine.taken_back(1, 5)
+    assert bench.effects() == [], "it has begun the rest"
+
+
+def test_a_full_worker_runs_what_its_blocked_rows_wait_for() -> None:
+    bench = Bench(1)
+    bench.short_rows()
+    bench.run(1)
+    assert bench.sent() == {1: [1]}
+    bench.machine.set_full(True)
+    bench.machine.slot_blocked(1)
+    (start,) = bench.effects()
+    bench.machine.slot_started(start.slot, bench.now)
+    bench.run(2, 3)
+    assert bench.sent() == {start.slot: [2]}, "one at a time"
+    bench.done(start.slot, b"x")
+    assert bench.sent() == {start.slot: [3]}
 
 
 def n_memfds() -> int:

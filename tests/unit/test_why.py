@@ -199,6 +199,13 @@ def test_rows_before_any_slot_is_there() -> None:
     assert codes(machine, 1)[0][0] == "in line"
 
 
+def test_rows_at_a_worker_whose_memory_is_full() -> None:
+    machine = supervisor()
+    machine.set_full(True)
+    give(machine, 1)
+    assert codes(machine, 1)[0][0] == "memory"
+
+
 def test_rows_that_wait_for_values() -> None:
     machine = supervisor()
     give(machine, 1)

@@ -79,6 +79,11 @@ def _missing(supervisor: Supervisor, entry: Entry) -> tuple[str, str]:
 def _in_line(supervisor: Supervisor, position: int) -> tuple[str, str]:
     if supervisor.failure:
         return "no slots", f"the worker cannot start slots: {supervisor.failure}"
+    if supervisor.crew.held:
+        return "memory", (
+            f"in line behind {position} rows at the worker, whose memory for values is full: it "
+            "goes on when some of them are on disk"
+        )
     busy = sum(bool(slot.sent) for slot in supervisor.crew.slots.values())
     return (
         "in line",

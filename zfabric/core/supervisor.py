@@ -495,9 +495,11 @@ class Supervisor:
             self._missing.append(id_)
 
     def set_full(self, full: bool) -> None:
-        """Whether the store has no memory for the results of more rows. Those that run go on."""
+        """Whether the store has no memory for the results of more rows. Those that run go on; what
+        had been handed to slots ahead of that comes back, and waits here."""
         if full is not self._full:
             self._full = full
+            self.crew.hold(full)
             self._tell_blocked()
 
     def value_put(self, id_: int, nbytes: int) -> None:

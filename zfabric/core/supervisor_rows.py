@@ -85,9 +85,9 @@ class SlotRecord:
         self.blocked = False
         self.parked = False
         """It ends what it has and gets nothing new: there are slots enough."""
-        self.asked = False
-        """A TakeBack is on its way. Until it is known how many rows came of it nothing may be sent:
-        what is taken are the last rows sent, and which those are must not change meanwhile."""
+        self.asked = 0
+        """Rows that a TakeBack on its way asks for. Until it is known how many came of it nothing
+        may be sent: what is taken are the last rows sent, and which those are must not change."""
         self.resetting = False
         """Rows were taken back, and it has not said yet that it knows."""
         self.bare = False

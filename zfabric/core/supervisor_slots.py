@@ -63,6 +63,7 @@ class SlotCrew:
     changed: whether there may be too few or too many of them.
     can_kill: whether a row can be ended with its slot; a thread cannot.
     has_limits: whether there may be rows that must not run for ever.
+    held: whether ready rows wait until `hold` says otherwise.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SlotCrew:
         self.slots: dict[int, SlotRecord] = {}
         self.changed = True
         self.failure = ""
+        self.held = False
         self.start_at = start_at
         self._table = table
         self._last_slot = 0
@@ -227,6 +229,9 @@ class SlotCrew:
         """Share the ready rows among the slots that have room, the emptiest first."""
         depth = self.pace.depth()
         takers = [s for s in self.slots.values() if s.takes_rows and len(s.sent) < depth]
+        if self.held:
+            # Only what a row that waits inside itself may need, or memory might never be freed.
+            depth, takers = 1, self._idle_for_blocked()
         if not takers:
             return
         takers.sort(key=lambda s: (len(s.sent), -s.quiet_since))
@@ -237,6 +242,21 @@ class SlotCrew:
             room = level - len(slot.sent)
             if (room > 0 and self._table.ready) or slot.followers:
                 self._send(slot, room, depth, now)
+
+    def hold(self, held: bool) -> None:
+        """While held, ready rows are not given to slots, and those that have not begun there come
+        back; rows that run go on."""
+        self.held = held
+        if held:
+            for slot in self.slots.values():
+                if len(slot.sent) > 1 and not slot.asked and not slot.bare:
+                    self.take_back(slot, len(slot.sent) - 1)
+
+    def _idle_for_blocked(self) -> list[SlotRecord]:
+        """As many idle slots as there are blocked ones, less those that have a row."""
+        slots = self.slots.values()
+        n = sum(s.blocked for s in slots) - sum(bool(s.sent) and not s.blocked for s in slots)
+        return [s for s in slots if s.takes_rows and not s.sent][: max(0, n)]
 
     def _send(self, slot: SlotRecord, room: int, depth: int, now: float) -> None:
         """Up to `room` ready rows into a slot, each with those that may follow it there."""
@@ -345,19 +365,21 @@ class SlotCrew:
             self.take_back(best, count)
 
     def take_back(self, slot: SlotRecord, most: int) -> None:
-        slot.asked = True
+        slot.asked = most
         self._table.effects.append(TakeBack(slot.number, most))
 
     def taken_back(self, number: int, count: int) -> None:
         """The last `count` rows sent are not the slot's any more: the answer to a TakeBack."""
         slot = self.slots[number]
-        slot.asked = False
+        asked, slot.asked = slot.asked, 0
         if count:
             slot.resetting = True
             back = [slot.sent.pop() for _ in range(count)]
             self.put_back(slot, back)
         # A slot that gave less than it has begins the row after: nothing more can be had.
         slot.bare = True
+        if self.held and count == asked and len(slot.sent) > 1:
+            self.take_back(slot, len(slot.sent) - 1)
         table = self._table
         if table.recalled:
             table.recalled.difference_update([entry[0] for entry in slot.sent])

@@ -118,9 +118,17 @@ class Store:
 
     @property
     def is_full(self) -> bool:
-        """Whether new work should wait until more values are on disk. A disk that takes none is
-        not waited for, as nothing may ever be freed but by more work, while the host has memory
-        left: a worker that stands still is better than one that the kernel kills."""
+        """Whether new work should wait until more values are on disk, as `on_change` told last.
+
+        Not how it is at this very moment, in which another thread may be amid a step: whoever saw
+        that would take it for the last word, and nobody would be told of the next.
+        """
+        return self._told_full
+
+    def _is_over(self) -> bool:
+        """Whether it is full now. A disk that takes nothing is not waited for, as nothing may ever
+        be freed but by more work, while the host has memory left: a worker that stands still is
+        better than one that the kernel kills."""
         if not self._limit or self.nbytes <= PAUSE_AT * self._limit:
             return False
         return not self.trouble or self._is_scarce
@@ -203,7 +211,7 @@ class Store:
         compared with what it saw before its own step, a change between the steps of two would be
         said by neither, and a worker would pause for ever."""
         with self._lock:
-            if self.is_full is self._told_full:
+            if self._is_over() is self._told_full:
                 return
             self._told_full = not self._told_full
         self._on_change()

@@ -34,6 +34,9 @@ from zfabric.testing.sim_slots import SimSlot, SimValue
 HELLO_S = 0.5
 RETRY_S = 0.005
 
+DISK_S = 0.05
+"""What a value takes to go to disk."""
+
 
 class SimWorker(Node):
     """One worker process. directory: workers by their numbers, for whoever wants their values."""
@@ -48,7 +51,10 @@ class SimWorker(Node):
         weather: Weather,
         directory: dict[int, SimWorker],
         resources: dict[str, float] | None = None,
+        room: int = 0,
     ) -> None:
+        """room: values in memory; 0: any. With more than that it is full until its disk, which
+        takes one at a time, has the others."""
         super().__init__(agenda)
         self.name = name
         self.settings = settings
@@ -61,6 +67,7 @@ class SimWorker(Node):
         """Chance that a fetch finds nobody."""
         self._n_slots = n_slots
         self._resources = resources or {}
+        self._room = room
         self._previous = 0
         self.n_rejoined = 0
         self._begin(agenda.now)
@@ -83,6 +90,8 @@ class SimWorker(Node):
         self.machine = Supervisor(self._n_slots, settings=self.settings, now=now)
         self.slots: dict[int, SimSlot] = {}
         self._ended: list[tuple[float, Supervisor, FetchValue]] = []
+        self._n_in_memory = 0
+        self._disk_at = NEVER
         self._output = OutputBook()
 
     # --- the process --------------------------------------------------------------------------
@@ -107,6 +116,8 @@ class SimWorker(Node):
         self._receive(now)
         self._read_slots(now)
         self._end_fetches(now)
+        if now >= self._disk_at:
+            self._spill(now)
         if now >= self._tick_at:
             self._tick(now)
         self._act(now)
@@ -117,7 +128,8 @@ class SimWorker(Node):
         return self._wake_at(now)
 
     def _wake_at(self, now: float) -> float:
-        wake = min(self._tick_at, self.dial.due(), self.machine.wake_at(now) or NEVER)
+        wake = min(self._tick_at, self._disk_at, self.dial.due())
+        wake = min(wake, self.machine.wake_at(now) or NEVER)
         for slot in self.slots.values():
             wake = min(wake, slot.due())
         for at, _, _ in self._ended:
@@ -292,6 +304,7 @@ class SimWorker(Node):
             slot.send_rows(effect.functions, effect.rows, self.store, now)
         elif kind is KeepValue:
             self.store[effect.id] = effect.value
+            self._keep(now)
         elif kind is FreeValues:
             for id_ in effect.ids:
                 self.store.pop(id_, None)
@@ -325,6 +338,20 @@ class SimWorker(Node):
             del self.slots[effect.slot]
         else:
             raise InternalError(f"an unknown effect {effect}")
+
+    def _keep(self, now: float) -> None:
+        """One more value is in memory."""
+        if self._room:
+            self._n_in_memory += 1
+            if self._n_in_memory > self._room and self._disk_at == NEVER:
+                self._disk_at = now + DISK_S
+                self.machine.set_full(True)
+
+    def _spill(self, now: float) -> None:
+        self._n_in_memory -= 1
+        is_full = self._n_in_memory > self._room
+        self._disk_at = now + DISK_S if is_full else NEVER
+        self.machine.set_full(is_full)
 
     def _end_fetches(self, now: float) -> None:
         for fetch in [f for f in self._ended if f[0] <= now]:

@@ -232,6 +232,7 @@ class Simulation:
         self.uses_locks = seed % 11 in (3, 9)
         self.uses_runs = seed % 11 in (3, 6, 9)
         self.fights_for_runs = seed % 11 == 3
+        self.room = {0: 1, 7: 1, 9: 1, 11: 3, 13: 3, 15: 3}.get(seed % 17, 0)
         self.workers = [self._new_worker() for _ in range(rng.randint(1, 4))]
         self.clients = [self._new_client() for _ in range(rng.randint(1, 3))]
         # Swarm testing: each run knows some of the faults only, so that each gets its room.
@@ -256,6 +257,7 @@ class Simulation:
             self.weather,
             self.directory,
             {"GPU": 1} if rng.random() < 0.5 else None,
+            self.room,
         )
 
     def _new_client(self, before: SimClient | None = None) -> SimClient:
