@@ -307,6 +307,30 @@ def test_a_full_worker_runs_what_its_blocked_rows_wait_for() -> None:
     assert bench.sent() == {start.slot: [3]}
 
 
+@pytest.mark.parametrize("short", [errno.EMFILE, errno.ENOMEM])
+def test_want_of_descriptors_or_memory_loses_no_value(
+    short: int, tmp_path: Path, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(10 * NBYTES, SpillFiles(str(tmp_path)))
+    for number in range(20):
+        store.put(number, value(number))
+    wait_until(lambda: store.peek(0).spilled is not None)
+
+    def refuse(sizes: Any) -> Value:
+        raise OSError(short, os.strerror(short))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "allocate", refuse)
+        with pytest.raises(OSError, match=os.strerror(short)):
+            store.get(0)
+        assert store.copy(0) == ((NBYTES,), bytes(NBYTES))
+    assert store.lost() == []
+    found = store.get(0)
+    assert found is not None and bytes(found.area) == bytes(NBYTES)
+    assert store.copy(0) == ((NBYTES,), bytes(NBYTES)) and store.copy(99) is None
+    store.close()
+
+
 def n_memfds() -> int:
     """Values and packs that this process has open."""
     found = 0

@@ -10,6 +10,7 @@ import contextlib
 import marshal
 import mmap
 import os
+import resource
 import socket
 from array import array
 from collections import deque
@@ -30,6 +31,8 @@ MAX_READS = 8
 """Buffers read per turn, so that one slot does not hold up the others."""
 ANCILLARY = socket.CMSG_SPACE(4 * 64)
 FDS_PER_FRAME = 60
+DESCRIPTOR_SHARE = 16
+"""Of the descriptors that a process may have, the share that one message may bring."""
 
 
 class Batch(NamedTuple):
@@ -377,6 +380,11 @@ class SlotLink:
         self._unsent.clear()
 
 
+def most_descriptors() -> int:
+    """That rows which are sent to a slot together may bring it."""
+    return max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // DESCRIPTOR_SHARE)
+
+
 def _place(
     id_: int, store: Store, fds: list[int], mappings: KeptMappings | None
 ) -> tuple[Any, ...]:
@@ -385,6 +393,12 @@ def _place(
     mappings: None for a value that is mapped for one row alone.
     Raises CodecError for a value that the disk has lost.
     """
+    if len(fds) >= most_descriptors():
+        # Neither this process nor the slot could open all that such a row wants: it gets copies.
+        found = store.copy(id_)
+        if found is None:
+            raise CodecError(f"value {id_:x} is not in the store any more")
+        return found
     with store.holding(id_) as value:
         if value is None:
             raise CodecError(f"value {id_:x} is not in the store any more")

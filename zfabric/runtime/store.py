@@ -7,6 +7,7 @@ ones that take too many descriptors are packed into files in memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -52,6 +53,9 @@ MOST_DESCRIPTORS = 8192
 
 UNLIMITED_MAPPINGS = 2**30
 """Bytes: the same where there is no limit."""
+
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says that the process has too much of something now, and nothing of the value."""
 
 
 class Store:
@@ -164,7 +168,10 @@ class Store:
 
     @contextlib.contextmanager
     def holding(self, id_: int) -> Iterator[Value | None]:
-        """The value, which stays in memory meanwhile; None if it is not here."""
+        """The value, which stays in memory meanwhile; None if it is not here.
+
+        Raises OSError when it is on disk, and there is no memory or descriptor to bring it back.
+        """
         while True:
             with self._lock:
                 value = self._values.get(id_)
@@ -176,6 +183,20 @@ class Store:
                     yield value
                     return
             self._bring_back(id_, value)
+
+    def copy(self, id_: int) -> tuple[tuple[int, ...], bytes] | None:
+        """A value's sizes, and its bytes from wherever they are: takes no descriptor and leaves the
+        value there. None: it is not here. Raises OSError, CodecError when it cannot be read."""
+        value = self._values.get(id_)
+        if value is None:
+            return None
+        with value.lock:
+            part = value.spilled
+            if part is not None:
+                data = bytearray(value.nbytes)
+                part.files.read(part, memoryview(data))
+                return value.sizes, bytes(data)
+            return value.sizes, value.read()
 
     def chunk(self, id_: int, offset: int, length: int) -> memoryview | None:
         """Bytes [offset, offset + length) of a value's area, fewer at its end; no copy.
@@ -459,7 +480,10 @@ class Store:
             self._on_change()
 
     def _bring_back(self, id_: int, value: Value) -> None:
-        """From disk to memory. A value that cannot be read any more is forgotten, and `lost`."""
+        """From disk to memory. A value that cannot be read any more is forgotten, and `lost`.
+
+        Raises OSError when there is no memory or descriptor for it now; it stays where it is.
+        """
         with value.lock:
             part = value.spilled
             if part is None:
@@ -468,6 +492,8 @@ class Store:
                 fresh = self.allocate(value.sizes)
                 part.files.read(part, fresh.destination)
             except (OSError, CodecError) as exc:
+                if getattr(exc, "errno", None) in SHORT:
+                    raise
                 log.error("a value is lost: %s", exc)
                 fresh = None
             with self._lock:

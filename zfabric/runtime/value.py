@@ -232,6 +232,19 @@ class Value:
             return None
         return self.area[offset : offset + length].toreadonly()
 
+    def read(self) -> bytes:
+        """All its bytes, as a copy, without mapping a file. Raises OSError."""
+        if self._area is not None or self.fd < 0:
+            return bytes(self.area)
+        parts, at = [], 0
+        while at < self.nbytes:
+            part = os.pread(self.fd, self.nbytes - at, self.offset + at)
+            if not part:
+                raise OSError(errno.EIO, "a value's file is shorter than the value")
+            parts.append(part)
+            at += len(part)
+        return b"".join(parts)
+
     def unshared(self) -> Value:
         """The same bytes as memory that may be written to: what is written stays in this process,
         and costs a page each. This value gives its descriptor away for that."""

@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import socket
-import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -36,7 +35,6 @@ from zfabric.core.supervisor_effects import (
 )
 from zfabric.errors import (
     ChannelClosed,
-    CodecError,
     ConfigError,
     RemoteProtocolError,
     TransportError,
@@ -89,9 +87,6 @@ START_OVER_S = 0.3
 
 REJOIN_S = 0.2
 """Seconds over which workers spread their coming back to a broker that has restarted."""
-
-SLOT_ERRORS = (CodecError, OSError, IndexError, struct.error)
-"""What one slot can bring about, by what it sends or for want of descriptors: it ends alone."""
 
 
 class Worker:
