@@ -57,6 +57,7 @@ def test_the_least_recently_used_go_first_and_come_back(
         assert store.get(0) is not None
     wait_until(lambda: store.nbytes <= 6 * NBYTES)
     assert store.nbytes + store.spilled_nbytes == 50 * NBYTES and not store.is_full
+    assert store.shared_nbytes == store.nbytes
     assert list(tmp_path.iterdir()) == [], "the files have no names"
     for number in (0, 1, 25, 49, 1):
         part = store.chunk(number, 10, 5)

@@ -54,14 +54,14 @@ def render(address: str, info: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     lines += [
         "",
-        f"{'worker':<16}{'host':<10}{'slots':>5}{'running':>8}{'done':>9}"
-        f"{'memory':>10}{'values':>11}{'on disk':>11}",
+        f"{'worker':<14}{'host':<9}{'slots':>5}{'running':>8}{'done':>8}"
+        f"{'memory':>9}{'values':>9}{'shared':>9}{'on disk':>9}",
     ]
     lines += [
-        f"{worker['name'][:15]:<16}{worker['host'][:9]:<10}{worker['slots']:>5}"
-        f"{worker['running']:>8,}{worker['done']:>9,}"
-        f"{bytes_text(worker.get('memory', 0)):>10}{bytes_text(worker['bytes']):>11}"
-        f"{bytes_text(worker.get('spilled', 0)):>11}"
+        f"{worker['name'][:13]:<14}{worker['host'][:8]:<9}{worker['slots']:>5}"
+        f"{worker['running']:>8,}{worker['done']:>8}"
+        f"{bytes_text(worker.get('memory', 0)):>9}{bytes_text(worker['bytes']):>9}"
+        f"{bytes_text(worker.get('shared', 0)):>9}{bytes_text(worker.get('spilled', 0)):>9}"
         for worker in workers
     ]
     lines += [

@@ -618,7 +618,7 @@ _WORKER_HANDLERS: dict[type, _Handler] = {
 
 
 def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
-    load = (*worker.load, *[0] * 10)[:10]
+    load = (*worker.load, *[0] * 11)[:11]
     return {
         "name": worker.name,
         "number": worker.number,
@@ -633,6 +633,7 @@ def _worker_info(worker: WorkerRecord) -> dict[str, Any]:
         "done": worker.n_done,
         "values": len(worker.values),
         "bytes": load[4],
+        "shared": load[10],
         "memory": load[5],
         "spilled": load[6],
         "memory_limit": load[7],

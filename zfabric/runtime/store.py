@@ -66,7 +66,8 @@ class Store:
     that slots may keep mapped have left memory.
     most_descriptors: that small values may take; 0: by what the process may have.
     mapping_limit: bytes that one slot may keep mapped.
-    nbytes, spilled_nbytes: of values in memory, and on disk.  slabs: in which some of them lie.
+    nbytes, spilled_nbytes: of values in memory, and on disk.  shared_nbytes: of those in memory
+    that slots and others on this host map.  slabs: in which some of them lie.
     trouble: why the disk does not take values, "" when it does.
 
     From SPILL_AT of the limit on a thread moves those that were used least recently to disk. Small
@@ -113,6 +114,7 @@ class Store:
         self._most_slack = self.mapping_limit
         self.nbytes = 0
         self.spilled_nbytes = 0
+        self.shared_nbytes = 0
         self.trouble = ""
 
     @property
@@ -217,7 +219,10 @@ class Store:
                     self._small.pop(id_, None)
                     if value.slab is not None:
                         self.slabs.leave(value.slab[0], id_)
-                    if self._in_memory.pop(id_, None) or self._packed.pop(id_, None):
+                    if self._in_memory.pop(id_, None):
+                        self.nbytes -= value.nbytes
+                        self._unshare(value)
+                    elif self._packed.pop(id_, None):
                         self.nbytes -= value.nbytes
         has_huge = any(value.nbytes >= HUGE for value in gone)
         self._leftover.extend(gone)
@@ -283,11 +288,18 @@ class Store:
 
     def _has_memory(self, id_: int, value: Value) -> None:
         self._in_memory[id_] = value
+        if value.fd >= 0:
+            self.shared_nbytes += value.nbytes
         if value.slab is not None:
             slab, extent = value.slab
             self.slabs.enter(slab, extent, id_, value.nbytes)
         if value.fd >= 0 and value.nbytes <= PACKED_NBYTES:
             self._small[id_] = value
+
+    def _unshare(self, value: Value) -> None:
+        """It is not in memory of its own any more, which it still has."""
+        if value.fd >= 0:
+            self.shared_nbytes -= value.nbytes
 
     def why_no_room(self, nbytes: int) -> str:
         """What to tell whose value of that size found no room."""
@@ -461,6 +473,7 @@ class Store:
             has_moved = self._values.get(id_) is value and value.spilled is None
             if has_moved:
                 del self._in_memory[id_]
+                self._unshare(value)
                 self._small.pop(id_, None)
                 if part.files is self._packs:
                     self._packed[id_] = value

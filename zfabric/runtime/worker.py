@@ -546,6 +546,7 @@ class Worker:
             self._memory_limit,
             int(self._store.is_full),
             int(bool(self._store.trouble)),
+            self._store.shared_nbytes,
         )
 
     # --- values -------------------------------------------------------------------------------
