@@ -132,8 +132,10 @@ def test_what_keys_cost_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert command.main(["--mib", "8", "--calls", "10", "--rounds", "1"]) in (0, 1)
     out = capsys.readouterr().out
-    assert "2 connections, speed (GB/s)" in out
-    assert "2 connections, to bare: " in out and "2 connections, to plain: " in out
+    for workload in ("messages", "values"):
+        assert f"{workload}, 2 connections, to plain: " in out
+    assert "messages, 2 connections, to bare: " in out
+    assert "values to a client, 2 connections, to plain: " in out
     assert "submit→result, to plain: " in out
 
 
