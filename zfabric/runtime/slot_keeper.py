@@ -13,7 +13,9 @@ import select
 import struct
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic, monotonic_ns
+from typing import Any
 
 from zfabric.config import Settings
 from zfabric.core.supervisor import Supervisor
@@ -31,6 +33,7 @@ from zfabric.core.supervisor_effects import (
 from zfabric.errors import CodecError
 from zfabric.runtime import slot_protocol as p
 from zfabric.runtime.host_memory import resident
+from zfabric.runtime.read_ahead import ReadAhead
 from zfabric.runtime.slot_link import SlotLink
 from zfabric.runtime.slot_memory import MemoryWatch
 from zfabric.runtime.slots import Slots
@@ -61,12 +64,15 @@ class SlotKeeper:
         name: str,
         memory_limit: int,
         on_unreadable: Callable[[], None],
+        call_soon: Callable[..., None],
     ) -> None:
         """kind: "process" or "thread".  way_in: what tasks make clients of this fabric with.
         memory_limit: bytes that a slot may take, 0: any.  on_unreadable: a row could not be sent,
-        perhaps because a value could not be read."""
+        perhaps because a value could not be read.  call_soon: from any thread, has a function
+        called in the one that calls this."""
         self.machine = machine
         self._store = store
+        self._ahead = ReadAhead(store, call_soon)
         self._killed: dict[int, int] = {}
         """Tasks for which slots were killed that have not been seen to be dead."""
         self._way_in = way_in
@@ -120,6 +126,7 @@ class SlotKeeper:
 
     def close(self) -> None:
         """End all slots and what they started."""
+        self._ahead.close()
         self.output.close(self.machine, monotonic())
         self._slots.kill_all()
         self._epoll.close()
@@ -132,14 +139,27 @@ class SlotKeeper:
         link = self._slots.links.get(number)
         if link is None:
             return  # it was given up while these effects were performed
+        self._ahead.send(number, effect.functions, effect.rows, partial(self._send, link))
+
+    def _send(
+        self, link: SlotLink, functions: list[tuple[int, str, bytes]], rows: list[Any]
+    ) -> None:
         try:
-            link.send_rows(effect.functions, effect.rows, self._store)
+            link.send_rows(functions, rows, self._store)
         except SLOT_ERRORS as exc:
             self._on_unreadable()
-            self._bury(number, now, exc)
+            self._bury(link.number, monotonic(), exc)
             return
         if link.has_unsent:
             self._epoll.modify(link.fd, select.EPOLLIN | select.EPOLLOUT)
+
+    def _take_back(self, link: SlotLink, most: int) -> None:
+        number = link.number
+        waiting = self._ahead.take_back(number, most)
+        taken = link.take_back(most - waiting) if waiting < most else 0
+        self.machine.taken_back(number, waiting + taken)
+        if waiting and not link.resetting:
+            self.machine.slot_reset(number)  # which never had them, and has nothing to say of it
 
     def perform(self, effect: Effect, now: float) -> None:
         """Any other effect that is about a slot."""
@@ -151,7 +171,7 @@ class SlotKeeper:
         if link is None:
             return  # it was given up while these effects were performed
         if isinstance(effect, TakeBack):
-            self.machine.taken_back(number, link.take_back(effect.most))
+            self._take_back(link, effect.most)
         elif isinstance(effect, PeekSlot):
             self._peek(number, now)
         elif isinstance(effect, KillRow):
@@ -200,6 +220,7 @@ class SlotKeeper:
         link.send_config(self._way_in, self._name, self._inline_limit, self._log_level)
 
     def _unwatch(self, number: int) -> None:
+        self._ahead.drop(number)
         self.output.unwatch(number)
         fd = self._slots.links[number].fd
         self._epoll.unregister(fd)

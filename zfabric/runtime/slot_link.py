@@ -103,6 +103,8 @@ class SlotLink:
         """
         if functions:
             self._send(p.FUNCTIONS, marshal.dumps(functions, 2))
+        if not rows:
+            return
         fds: list[int] = []
         has_values = False
         try:
@@ -161,6 +163,11 @@ class SlotLink:
             self._resetting = True
             self._send(p.RESET, b"")
         return taken
+
+    @property
+    def resetting(self) -> bool:
+        """Whether the slot is yet to say that it knows of rows taken back."""
+        return self._resetting
 
     def _send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
         """fds: go to the slot, and are closed here then."""

@@ -164,6 +164,12 @@ class Store:
         with self.holding(id_) as value:
             return value
 
+    def is_on_disk(self, id_: int) -> bool:
+        """Whether it has to be read from disk before it can be used."""
+        value = self._values.get(id_)
+        part = None if value is None else value.spilled
+        return part is not None and part.files is not self._packs
+
     def peek(self, id_: int) -> Value | None:
         """The value, wherever it is; None if it is not here."""
         return self._values.get(id_)

@@ -141,6 +141,7 @@ class Worker:
             name=name,
             memory_limit=memory_limit,
             on_unreadable=self._look_at_store,
+            call_soon=self._call_soon,
         )
         self._session: Session | DirectSession = direct or Session(
             new_token(), settings=settings, now=now
