@@ -59,6 +59,16 @@ def test_a_directory_open_to_others_is_refused(ring: KeyRing) -> None:
         KeyRing(ring.directory)
 
 
+def test_an_empty_directory_open_to_others_holds_no_key_that_could_be_known(
+    ring: KeyRing, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    empty.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"open to others and empty: chmod 700"):
+        KeyRing(empty)
+
+
 def test_links_and_other_kinds_of_files_are_refused(ring: KeyRing, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(ring.directory)
     with pytest.raises(ConfigError, match="no directory"):

@@ -104,6 +104,8 @@ def _check_owner_and_mode(path: Path, found: os.stat_result, wanted: str) -> Non
     if found.st_uid != os.geteuid():
         raise ConfigError(f"{path} belongs to user {found.st_uid}, not to the one that runs this")
     if found.st_mode & 0o077:
+        if stat.S_ISDIR(found.st_mode) and not any(path.iterdir()):
+            raise ConfigError(f"{path} is open to others and empty: chmod {wanted} {path}")
         raise ConfigError(
             f"{path} is open to others (mode {stat.S_IMODE(found.st_mode):o}): whoever could read"
             f" it may have the key. If you are sure that nobody did: chmod {wanted} {path}; else"
