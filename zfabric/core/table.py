@@ -463,6 +463,7 @@ class TaskTable:
                 self.abandon(task)
             if state in UNFINISHED:
                 self.in_doubt.pop(task.id, None)
+                self.later.pop(task.id, None)
                 # Its inputs count it as a dependent until now, and by lineage from now on.
                 task.state = RELEASED
                 self.drop_inputs(task, keep_recipe=True)
@@ -475,8 +476,6 @@ class TaskTable:
             task.deps = ()
             del tasks[task.id]
             task.owner.task_nbytes -= task.own_nbytes
-            if self.later:
-                self.later.pop(task.id, None)
             if self.strikes:
                 self.strikes.pop(task.id, None)
             if self.lost:
