@@ -40,16 +40,19 @@ def main(argv: list[str]) -> int:
         Plan(QUICK if options.quick else SIZES, seconds, False),
         Plan(BUSY[1::2] if options.quick else BUSY, seconds, True, ("random",)),
     ]
-    for name in names:
-        if needs := missing(name):
-            print(f"left out: {name} (needs {needs})", file=sys.stderr)
-            continue
-        for plan in plans:
-            report.note(f"{name}{', both ends busy' if plan.busy else ''}")
-            try:
-                samples += [{"way": name, **each} for each in run(name, plan, options.timeout)]
-            except Exception as error:
-                failures.append(f"FAILED {name}, busy={plan.busy}: {error}")
+    try:
+        for name in names:
+            if needs := missing(name):
+                print(f"left out: {name} (needs {needs})", file=sys.stderr)
+                continue
+            for plan in plans:
+                report.note(f"{name}{', both ends busy' if plan.busy else ''}")
+                try:
+                    samples += [{"way": name, **each} for each in run(name, plan, options.timeout)]
+                except Exception as error:
+                    failures.append(f"FAILED {name}, busy={plan.busy}: {error}")
+    except KeyboardInterrupt:
+        failures.append("CUT OFF here; this is what had been measured until then")
     report.note("")
     machine = environment(PACKAGES)
     text = table(samples)
@@ -87,9 +90,11 @@ def run(name: str, plan: Plan, timeout_s: float) -> list[Sample]:
     )
     try:
         out, said = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         raise OSError(f"no end after {timeout_s:g} s") from None
     if process.returncode or not out.strip():
         raise OSError(f"code {process.returncode}: {said.strip()[-300:]}")

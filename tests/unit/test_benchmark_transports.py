@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,21 @@ def test_the_table_and_the_page(tmp_path: Path) -> None:
                           "versions": {}}, samples, text)  # fmt: skip
     content = (tmp_path / "transports.html").read_text()
     assert "<pre>" in content and 'src="http' not in content
+
+
+def test_what_was_measured_before_it_is_cut_off_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = command.run
+
+    def run(name: str, plan: Plan, timeout_s: float) -> list[command.Sample]:
+        if name == "zmq inproc":
+            raise KeyboardInterrupt
+        return measure(name, plan._replace(sizes=(64, 2**20), seconds=0.002), timeout_s)
+
+    monkeypatch.setattr(command, "run", run)
+    ways = "plain socket,zmq inproc"
+    assert command.main(["--quick", "--ways", ways, "--out", str(tmp_path)]) == 1
+    assert "CUT OFF" in capsys.readouterr().out
+    samples = json.loads((tmp_path / "transports.json").read_text())["samples"]
+    assert {sample["way"] for sample in samples} == {"plain socket"}
