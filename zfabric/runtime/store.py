@@ -475,6 +475,7 @@ class Store:
     def _moved(self, id_: int, value: Value, part: Spilled) -> None:
         """The value's bytes are in a file too: its own memory goes, unless it is not here now."""
         was_shown = False
+        fd, area = -1, None
         with value.lock, self._lock:
             has_moved = self._values.get(id_) is value and value.spilled is None
             if has_moved:
@@ -488,10 +489,13 @@ class Store:
                     self.spilled_nbytes += part.nbytes
                 if value.slab is not None:
                     self.slabs.leave(value.slab[0], id_)
-                value.leave_memory(part)
+                fd, area = value.leave_memory(part)
                 was_shown, value.is_shown = value.is_shown, False
                 if was_shown:
                     self._left.append(id_)
+        del area
+        if fd >= 0:
+            os.close(fd)
         if not has_moved:
             part.files.free(part)
         self._tell_full()

@@ -273,12 +273,17 @@ class Value:
         """Whether its descriptor was given back and it was not mapped."""
         return self.fd < 0 and self._area is None
 
-    def leave_memory(self, part: Spilled) -> None:
-        """It is on disk now; whoever has a view of the memory keeps it."""
-        self.close()
-        self._area = None
+    def leave_memory(self, part: Spilled) -> tuple[int, memoryview | None]:
+        """It is on disk now; whoever has a view of the memory keeps it.
+
+        Returns its descriptor, which is the caller's to close, and mapping: for a large value
+        either takes the kernel milliseconds, for which nobody should wait at a lock.
+        """
+        gone = self.fd, self._area
+        self.fd, self._area = -1, None
         self.offset, self.slab = 0, None
         self.spilled = part
+        return gone
 
     def enter_memory(self, fresh: Value) -> None:
         """Take over the memory of a value that was read from disk."""
