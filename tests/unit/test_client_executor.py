@@ -46,6 +46,25 @@ def test_submit_gives_genuine_futures(client: Client) -> None:
     assert client.submit(add, 1).result(10) == 2  # the client is still open
 
 
+@pytest.mark.timeout(60)
+def test_what_map_iterates_over_may_use_the_executor(client: Client) -> None:
+    with client.get_executor() as executor:
+        inner = executor.map(add, range(5), buffersize=2)
+        assert list(executor.map(add, inner)) == list(range(2, 7))
+        rows = (executor.submit(add, n).result(10) for n in range(3))
+        assert list(executor.map(add, rows)) == [2, 3, 4]
+        before = executor.submit(add, 1)
+        assert list(executor.map(add, (before.result(10) for _ in range(2)))) == [3, 3]
+
+
+def test_map_over_more_rows_than_are_submitted_at_a_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zfabric.client.executor.BATCH_ROWS", 3)
+    with client.get_executor() as executor:
+        assert list(executor.map(add, range(10))) == list(range(1, 11))
+
+
 def test_map(client: Client) -> None:
     with client.get_executor() as executor:
         assert list(executor.map(add, range(10), range(10))) == list(range(0, 20, 2))

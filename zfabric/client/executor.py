@@ -29,6 +29,22 @@ if TYPE_CHECKING:
     from zfabric.client.client import Client
 
 
+BATCH_ROWS = 4096
+BATCH_S = 0.002
+"""How long map() looks for rows before those that it has begin to run."""
+
+
+def _batch(rows: Iterator[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The next rows: as many as come in no time. [] at the end."""
+    found = []
+    until = monotonic() + BATCH_S
+    for row in rows:
+        found.append(row)
+        if len(found) >= BATCH_ROWS or monotonic() > until:
+            break
+    return found
+
+
 class ExecutorFuture(cf.Future[Any]):
     """A concurrent.futures.Future whose cancel() reaches the fabric."""
 
@@ -164,14 +180,20 @@ class ClientExecutor(cf.Executor):
         return Initialised(fn, self._token, self._initializer, self._initargs)
 
     def _submit_rows(self, fn: Callable[..., Any], rows: Iterator[tuple[Any, ...]]) -> list[Future]:
+        found: list[Future] = []
         with self._lock:
             self._refuse_shut()
-            futures = self._client._calls.map(fn, rows, self._options)
-            self._mapped.update((future.task_id, future) for future in futures)
-        for future in futures:
-            if not add_waiter(future._outcome, self._forget):
-                self._forget(future._outcome)
-        return futures
+        # Not under the lock: the caller's iterables may use this executor, or wait for its futures.
+        while batch := _batch(rows):
+            with self._lock:
+                self._refuse_shut()
+                futures = self._client._calls.map(fn, iter(batch), self._options)
+                self._mapped.update((future.task_id, future) for future in futures)
+            for future in futures:
+                if not add_waiter(future._outcome, self._forget):
+                    self._forget(future._outcome)
+            found += futures
+        return found
 
     def _take(self, task: int) -> bool:
         """Whether the caller is the one that may end this future."""
