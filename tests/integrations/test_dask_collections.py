@@ -298,6 +298,16 @@ def test_persist_is_the_same_on_each_scheduler(client: zfabric.Client, scheduler
     np.testing.assert_allclose(result[1], expected.sum(axis=0))
 
 
+def test_what_needs_a_persisted_chunk_that_failed_raises_what_that_did(
+    client: zfabric.Client,
+) -> None:
+    failed = da.ones((4, 4), chunks=2).map_blocks(refuse, dtype=float).persist()
+    zfabric.wait(failed)
+    for needs in (failed, failed.sum()):
+        with pytest.raises(LookupError, match="not"):
+            needs.compute()
+
+
 def test_what_is_persisted_is_not_computed_again(client: zfabric.Client) -> None:
     first = dask.delayed(np.random.default_rng)().random()
     kept = first.persist()

@@ -25,8 +25,14 @@ class Graph:
     """
 
     def __init__(
-        self, dsk: Any, wanted: Iterable[Key], held: Callable[[Key], DaskFuture | None]
+        self,
+        dsk: Any,
+        wanted: Iterable[Key],
+        held: Callable[[Key], DaskFuture | None],
+        failed: Callable[[Key], DaskFuture | None] = lambda key: None,
     ) -> None:
+        """held: gives the data of a persisted key.  failed: the same where there will be none, as
+        its task failed: for keys that the graph itself does not say how to make."""
         raw: Mapping[Key, Any] = dsk
         self.annotations: dict[str, dict[Key, Any]] = {}
         if not isinstance(dsk, dict):
@@ -34,6 +40,7 @@ class Graph:
             ask = getattr(dsk, "__dask_annotations__", None)
             self.annotations = ask() if ask is not None else {}
         self._held = held
+        self._failed = failed
         # Dask drops these as it converts the graph: they refer to themselves.
         self._given = {k: v for k, v in raw.items() if isinstance(v, DaskFuture)}
         self._table: dict[Key, GraphNode] = convert_legacy_graph(dict(raw))
@@ -84,6 +91,9 @@ class Graph:
                 known[key] = future
                 continue
             node = table.get(key)
+            if node is None and (future := self._failed(key)) is not None:
+                known[key] = future  # whoever needs it ends as it did
+                continue
             if node is None:
                 raise UsageError(
                     f"the graph needs {key!r}, which is neither in it nor persisted with this"

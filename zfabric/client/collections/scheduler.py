@@ -171,7 +171,7 @@ class State:
 
         client = self._client()
         assert client is not None  # whoever calls holds it
-        graph = Graph(dsk, wanted, self._find)
+        graph = Graph(dsk, wanted, self._find, self._held.get)
         if 1 < len(graph.nodes) <= SMALL and not alone:
             return self._send_small(client, graph, options)
         graph.arrange()
