@@ -180,6 +180,25 @@ def test_collections(client) -> None:
         assert float(x.sum().compute()) == 20_000.0
 
 
+def test_what_a_persisted_collection_stands_on_can_be_waited_for(client) -> None:
+    da = pytest.importorskip("dask.array")
+    x = client.persist(da.ones((100, 100), chunks=50) + 1)
+    assert len(zfabric.wait(x).done) == 4
+    assert len(list(zfabric.as_completed([x]))) == 4
+
+
+def test_compute_and_get_give_values_or_futures(client) -> None:
+    da = pytest.importorskip("dask.array")
+    x = da.ones((100, 100), chunks=50)
+    assert float(client.compute(x.sum(), sync=True)) == 10_000.0
+    total, five = client.compute([x.sum(), 5])
+    assert float(total.result()) == 10_000.0 and five == 5
+    graph = {"a": 1, "b": (inc, "a")}
+    (b,) = client.get(graph, ["b"], sync=False)
+    assert isinstance(b, zfabric.Future) and b.result() == 2
+    assert list(client.get(graph, ["b"])) == [2]
+
+
 def test_what_dask_cannot_serve_is_refused_by_name(client) -> None:
     if type(client) is zfabric.Client:
         pytest.skip("a fabric serves all of it")
@@ -202,6 +221,10 @@ def test_after_close(client) -> None:
     other.close()
     with pytest.raises(ClientClosed):
         other.submit(inc, 1)
+    with pytest.raises(ClientClosed):
+        other.get({"a": 1}, ["a"])
+    with pytest.raises(ClientClosed):
+        other.wait_for_workers(1)
 
 
 def test_nobody_answers(free_port) -> None:

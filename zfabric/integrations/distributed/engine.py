@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import distributed
 import msgpack
@@ -23,6 +24,7 @@ import msgpack
 from zfabric.client import current
 from zfabric.client.callbacks import Callbacks
 from zfabric.client.client import Client
+from zfabric.client.collections.held import foreign
 from zfabric.client.future import FAILED, Future
 from zfabric.client.waiting import WARN_AGAIN_S, futures_of, sleep_until
 from zfabric.codec.exceptions import dump_exception
@@ -126,6 +128,7 @@ class DaskClient(Client):
         self._io: Any = self._submitter
         self._warned_at = -WARN_AGAIN_S
         current.opened(self)
+        _open.add(self)
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -249,16 +252,25 @@ class DaskClient(Client):
 
     @property
     def get(self) -> Any:
-        """Dask's own `get`, for `scheduler=`."""
-        return self._dask.get
+        """Dask's own `get`, for `scheduler=`; with sync=False its futures are zfabric's."""
+        return self._get
 
-    def compute(self, collections: Any, **options: Any) -> Any:
-        """A future for each collection's value."""
+    def _get(self, dsk: Any, keys: Any, *, sync: bool = True, **options: Any) -> Any:
         self._check({})
-        found = self._dask.compute(collections, **options)
+        found = self._dask.get(dsk, keys, sync=sync, **options)
+        return found if sync else self._rewrapped(found)
+
+    def compute(self, collections: Any, *, sync: bool = False, **options: Any) -> Any:
+        """A future for each collection's value, or with sync=True the values. What is no collection
+        is given back as it is."""
+        self._check({})
+        found = self._dask.compute(collections, sync=sync, **options)
+        return found if sync else self._rewrapped(found)
+
+    def _rewrapped(self, found: Any) -> Any:
         if isinstance(found, (list, tuple)):
-            return type(found)(self._wrapped(future) for future in found)
-        return self._wrapped(found)
+            return type(found)(self._rewrapped(each) for each in found)
+        return self._wrapped(found) if isinstance(found, distributed.Future) else found
 
     def persist(self, collections: Any, **options: Any) -> Any:
         """The same collections, with their data on the workers."""
@@ -287,6 +299,7 @@ class DaskClient(Client):
 
     def wait_for_workers(self, n_workers: int = 1, timeout: float | None = None) -> None:
         """Return when that many workers are connected. Raises ResultTimeout."""
+        self._check({})
         try:
             self._dask.wait_for_workers(n_workers, timeout=timeout)
         except TimeoutError as exc:
@@ -297,6 +310,7 @@ class DaskClient(Client):
         if self._closed:
             return
         self._closed = True
+        _open.discard(self)
         current.closed(self)
         self._submitter.closed_text = "it was closed"
         self._callbacks.close()
@@ -377,6 +391,18 @@ class _Values:
         except distributed.CancelledError as exc:
             raise DataLost(f"{future.key}: the value is gone from the cluster", future.key) from exc
 
+
+def _future_of(value: Any) -> Future | None:
+    """For what stands in a collection that was persisted by one of these clients."""
+    if isinstance(value, distributed.Future):
+        for client in _open:
+            if client._dask is value.client:
+                return client._wrapped(value)
+    return None
+
+
+_open: WeakSet[DaskClient] = WeakSet()
+foreign.append(_future_of)
 
 _settling = threading.Lock()
 
