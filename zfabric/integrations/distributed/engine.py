@@ -43,6 +43,7 @@ from zfabric.messages import CANCELLED, ERROR, KILLED, LOST, STORED
 REFUSED = {
     "why": "Dask's dashboard shows what a task waits for",
     "links": "Dask keeps no record of links",
+    **dict.fromkeys(("attach", "detach", "end_run", "runs", "futures"), "Dask has no named runs"),
     "get_executor": "use distributed.Client.get_executor()",
     "pool": "it needs a fabric",
     "map_sync": "it needs a fabric; use gather(map(...))",
