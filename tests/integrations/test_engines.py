@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -17,6 +18,7 @@ from zfabric.errors import (  # noqa: E402
     ConnectFailed,
     ResultTimeout,
     TaskCancelled,
+    TaskLost,
     UsageError,
 )
 
@@ -187,6 +189,21 @@ def test_what_a_persisted_collection_stands_on_can_be_waited_for(client) -> None
     assert len(list(zfabric.as_completed([x]))) == 4
 
 
+def test_a_future_may_stand_in_what_is_delayed(client) -> None:
+    dask = pytest.importorskip("dask")
+    future = client.submit(inc, 1)
+    with client.as_dask_scheduler():
+        assert dask.delayed(inc)(future).compute() == 3
+        assert dask.delayed(sum)([future, future, 3]).compute() == 7
+    assert client.compute(dask.delayed(inc)(future)).result() == 3
+
+
+def test_a_future_of_another_client_is_refused(client) -> None:
+    with zfabric.Client(n_workers=1, slots=1, set_as_default=False) as other:
+        with pytest.raises(UsageError, match="future of another client"):
+            client.submit(inc, other.submit(inc, 1))
+
+
 def test_compute_and_get_give_values_or_futures(client) -> None:
     da = pytest.importorskip("dask.array")
     x = da.ones((100, 100), chunks=50)
@@ -225,6 +242,19 @@ def test_after_close(client) -> None:
         other.get({"a": 1}, ["a"])
     with pytest.raises(ClientClosed):
         other.wait_for_workers(1)
+
+
+def test_a_dask_cluster_that_goes_away_is_said_to_be_gone() -> None:
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://",
+        dashboard_address="127.0.0.1:0", silence_logs=50,
+    )  # fmt: skip
+    place = cluster.scheduler_address.partition("://")[2]
+    with zfabric.Client(f"dask://{place}", set_as_default=False) as client:
+        future = client.submit(time.sleep, 3)
+        cluster.close()
+        with pytest.raises(TaskLost, match="is gone"):
+            future.result(30)
 
 
 def test_nobody_answers(free_port) -> None:

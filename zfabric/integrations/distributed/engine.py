@@ -10,6 +10,7 @@ What Dask has nothing like is refused by name.
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -61,9 +62,13 @@ def _check_place(address: str, place: str) -> None:
 
 
 class DaskFuture(Future):
-    """A future whose task runs on a Dask cluster."""
+    """A future whose task runs on a Dask cluster.
+
+    To Dask it is a collection of one value, so that it may stand in `delayed(f)(future)`.
+    """
 
     __slots__ = ("_dask",)
+    _client: DaskClient
 
     def __init__(self, client: DaskClient, dask: distributed.Future, task: int) -> None:
         super().__init__(client, Outcome(task, 1))
@@ -71,8 +76,8 @@ class DaskFuture(Future):
         self._watch()
 
     def _watch(self) -> None:
-        outcome = self._outcome
-        self._dask.add_done_callback(lambda dask: _settle(outcome, dask))
+        outcome, client = self._outcome, self._client
+        self._dask.add_done_callback(lambda dask: _settle(outcome, dask, client))
 
     @property
     def key(self) -> str:
@@ -82,6 +87,22 @@ class DaskFuture(Future):
     def release(self) -> None:
         """Forget the task and its value now."""
         self._dask.release()
+
+    def __dask_graph__(self) -> dict[Any, Any]:
+        return {self._dask.key: self._dask}
+
+    def __dask_keys__(self) -> list[Any]:
+        return [self._dask.key]
+
+    def __dask_postcompute__(self) -> tuple[Callable[[Any], Any], tuple[()]]:
+        return operator.itemgetter(0), ()
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "zfabric-dask-future", str(self._dask.key)
+
+    @staticmethod
+    def __dask_optimize__(dsk: Any, keys: Any, **options: Any) -> Any:
+        return dsk
 
 
 class DaskClient(Client):
@@ -151,11 +172,11 @@ class DaskClient(Client):
         return self._wrapped(
             self._dask.submit(
                 fn,
-                *[_unwrapped(arg) for arg in args],
+                *[self._unwrapped(arg) for arg in args],
                 key=key,
                 pure=pure,
                 **self._options(retries, priority, resources, workers),
-                **{name: _unwrapped(arg) for name, arg in kwargs.items()},
+                **{name: self._unwrapped(arg) for name, arg in kwargs.items()},
             )
         )
 
@@ -183,11 +204,11 @@ class DaskClient(Client):
             key = [f"{key}-{number}" for number in range(len(rows))]
         futures = self._dask.map(
             fn,
-            *[[_unwrapped(item) for item in column] for column in zip(*rows, strict=True)],
+            *[[self._unwrapped(item) for item in column] for column in zip(*rows, strict=True)],
             key=key if key is None else list(key),
             pure=pure,
             **self._options(retries, priority, resources, workers),
-            **{name: _unwrapped(arg) for name, arg in kwargs.items()},
+            **{name: self._unwrapped(arg) for name, arg in kwargs.items()},
         )
         return [self._wrapped(future) for future in futures]
 
@@ -329,15 +350,38 @@ class DaskClient(Client):
     def _wrapped(self, dask: Any) -> DaskFuture:
         return DaskFuture(self, dask, next(self._numbers))
 
+    def _unwrapped(self, argument: Any) -> Any:
+        """The argument with Dask's futures in place of ours."""
+        if isinstance(argument, Future):
+            if argument._client is not self:
+                raise UsageError(
+                    f"{argument.key} is a future of another client: what is made on one cluster"
+                    " stays there; give its value, future.result()"
+                )
+            return argument._dask  # type: ignore[attr-defined]
+        kind = type(argument)
+        if kind is dict:
+            return {name: self._unwrapped(item) for name, item in argument.items()}
+        if kind in (list, tuple, set, frozenset):
+            return kind([self._unwrapped(item) for item in argument])
+        return argument
+
     def _drop(self, task: int) -> None:  # type: ignore[override]
         """Dask forgets when its own future goes."""
 
     def _warn_without_workers(self) -> None:
         """Dask's scheduler says so in its own words."""
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the cluster has gone away, and not this client."""
+        return not self._closed and self._dask.status != "running"
+
     def _check(self, kwargs: dict[str, Any]) -> None:
         if self._closed:
             raise ClientClosed("this client was closed; make a new one")
+        if self._dask.status == "closed":
+            raise ClientClosed(f"the Dask cluster at {self.address} is gone; make a new client")
         for name in ("timeout", "retry_on", "idempotent", "max_inflight"):
             if name in kwargs:
                 raise UsageError(f"{name}= is an option that a Dask cluster does not have")
@@ -413,7 +457,7 @@ def _keep(outcome: Outcome, value: Any) -> None:
     outcome.status = LOADED
 
 
-def _settle(outcome: Outcome, dask: Any) -> None:
+def _settle(outcome: Outcome, dask: Any, client: DaskClient) -> None:
     """Dask says that a task has ended: in a thread of Dask's for callbacks."""
     status = dask.status
     if status == "finished":
@@ -424,6 +468,8 @@ def _settle(outcome: Outcome, dask: Any) -> None:
             _end(outcome, KILLED, msgpack.packb([str(error)]))
         else:
             _end(outcome, ERROR, dump_exception(error.with_traceback(dask.traceback())))
+    elif client.is_cut_off:
+        _end(outcome, LOST, msgpack.packb([f"the Dask cluster at {client.address} is gone"]))
     elif status == "lost":
         _end(outcome, LOST, msgpack.packb(["its value is gone from the cluster"]))
     else:
@@ -439,15 +485,3 @@ def _end(outcome: Outcome, status: int, payload: bytes | None) -> None:
         waiters, outcome.waiters = outcome.waiters, None
     for waiter in waiters or ():
         waiter(outcome)
-
-
-def _unwrapped(argument: Any) -> Any:
-    """The argument with Dask's futures in place of ours."""
-    if isinstance(argument, DaskFuture):
-        return argument._dask
-    kind = type(argument)
-    if kind is dict:
-        return {name: _unwrapped(item) for name, item in argument.items()}
-    if kind in (list, tuple, set, frozenset):
-        return kind([_unwrapped(item) for item in argument])
-    return argument
