@@ -73,7 +73,7 @@ def cluster(n_workers=2, **options):
         n_workers=n_workers,
         threads_per_worker=1,
         protocol="zmq://",
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=40,
         **options,
     )

@@ -42,7 +42,7 @@ def client(request):
         threads_per_worker=1,
         processes=False,
         protocol=f"{protocol}://",
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=50,
     ) as cluster:
         place = cluster.scheduler_address.partition("://")[2]
@@ -247,7 +247,7 @@ def test_after_close(client) -> None:
 def test_a_dask_cluster_that_goes_away_is_said_to_be_gone() -> None:
     cluster = distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://",
-        dashboard_address="127.0.0.1:0", silence_logs=50,
+        dashboard_address=":0", silence_logs=50,
     )  # fmt: skip
     place = cluster.scheduler_address.partition("://")[2]
     with zfabric.Client(f"dask://{place}", set_as_default=False) as client:
