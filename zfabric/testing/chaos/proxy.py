@@ -169,10 +169,10 @@ class ChaosProxy:
 
     def close(self) -> None:
         """Reset everything and end the thread. Closing twice is fine."""
-        if self._thread.is_alive():
+        with self._lock:
             self._closing = True
-            os.eventfd_write(self._wake, 1)
-            self._thread.join()
+            self._ring()
+        self._thread.join()
 
     def __enter__(self) -> ChaosProxy:
         return self
@@ -191,13 +191,18 @@ class ChaosProxy:
         """Run it in the thread, between two turns."""
         done = threading.Event()
         with self._lock:
+            if self._wake < 0:
+                raise RuntimeError("this proxy is closed")
             self._calls.append((act, done))
-        if not self._thread.is_alive():
-            raise RuntimeError("this proxy is closed")
-        os.eventfd_write(self._wake, 1)
+            self._ring()
         while not done.wait(0.5):
             if not self._thread.is_alive():
                 raise RuntimeError("this proxy was closed meanwhile")
+
+    def _ring(self) -> None:
+        """With the lock: else the thread could end, and its descriptor be somebody else's."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         try:
@@ -222,7 +227,9 @@ class ChaosProxy:
                 self._drop(link, "closed")
             self._selector.close()
             self._listener.close()
-            os.close(self._wake)
+            with self._lock:
+                os.close(self._wake)
+                self._wake = -1
 
     def _take_in(self, now: float) -> None:
         try:
