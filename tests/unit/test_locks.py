@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
 from collections.abc import Callable
@@ -196,6 +197,16 @@ def test_a_lock_is_its_name() -> None:
         lock.acquire()
     with pytest.raises(RuntimeError):
         lock.release()
+
+
+def test_a_lock_that_is_held_is_known_by_its_name_though_nobody_keeps_it() -> None:
+    with zfabric.Client(n_workers=1, slots=1) as client:
+        zfabric.Lock("kept").acquire()
+        gc.collect()
+        assert zfabric.Lock("kept").locked()
+        zfabric.Lock("kept").release()
+        assert not zfabric.Lock("kept").locked()
+        assert client.submit(abs, -1).result(30) == 1
 
 
 def test_closing_the_client_wakes_who_waits() -> None:

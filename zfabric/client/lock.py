@@ -49,6 +49,8 @@ class Lock:
 
     _by_name: WeakValueDictionary[tuple[type, str], Lock] = WeakValueDictionary()
     _by_name_guard = threading.RLock()
+    _in_use: set[Lock] = set()
+    """Those that are held: `Lock("a").acquire()` is not forgotten before `Lock("a").release()`."""
     # These guards can be taken again by the thread that has them: the collector may run within
     # them, and what it finalises may be about locks.
 
@@ -94,6 +96,7 @@ class Lock:
             if type(got) is _Held:
                 with self._guard:
                     self._held.append(got)
+                    Lock._in_use.add(self)
                 return True
             if got is False:
                 return False
@@ -106,6 +109,8 @@ class Lock:
             if not self._held:
                 raise RuntimeError(f"release of the lock {self.name!r}, which is not held here")
             client, era, request = self._held.pop()
+            if not self._held:
+                Lock._in_use.discard(self)
         io = client._io
         if not io.is_open:
             return  # it ended with the client
