@@ -169,10 +169,36 @@ def test_a_store_that_would_be_lost_is_refused(client: zfabric.Client, fused: bo
     with pytest.raises(zfabric.UsageError, match=r"copies of it on the workers"):
         da.store(x, np.zeros((4, 6)), optimize_graph=fused)
     lazy = da.store(x, np.zeros((4, 6)), compute=False)
-    with pytest.raises(zfabric.UsageError, match=r"x\.to_zarr\(\)"):
+    with pytest.raises(zfabric.UsageError, match=r"x\.to_zarr\(path\)"):
         lazy.compute(optimize_graph=fused)
     with pytest.raises(zfabric.UsageError, match="copies"):
         da.store(x.rechunk((4, 6)), np.zeros((4, 6)), optimize_graph=fused)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_chunks_that_share_a_block_of_a_zarr_array_are_all_written(
+    client: zfabric.Client, tmp_path: Path, fused: bool
+) -> None:
+    """Two at a time on one block lose what one of them wrote, unless one lock keeps all apart."""
+    zarr = pytest.importorskip("zarr")
+    target = zarr.create_array(tmp_path / "z.zarr", shape=(100_000,), chunks=(33_000,), dtype="f8")
+    da.store(da.ones(100_000, chunks=1000), target, optimize_graph=fused)
+    assert target[:].sum() == 100_000
+
+
+def test_a_zarr_store_in_memory_is_refused(client: zfabric.Client) -> None:
+    zarr = pytest.importorskip("zarr")
+    target = zarr.create_array(zarr.storage.MemoryStore(), shape=(4,), chunks=(2,), dtype="f8")
+    for store in (target, {}):
+        with pytest.raises(zfabric.UsageError, match="in this process's memory"):
+            da.to_zarr(da.ones(4, chunks=2), store)
+
+
+def test_an_open_hdf5_file_is_refused(client: zfabric.Client, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        with pytest.raises(zfabric.UsageError, match="HDF5 file that this process has open"):
+            da.store(da.ones(4, chunks=2), file.create_dataset("x", shape=(4,), dtype="f8"))
 
 
 def test_a_store_that_workers_can_open(client: zfabric.Client, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ first block is, and nodes of another version would not load, or not do what they
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import dask
 from dask._task_spec import GraphNode, Task, TaskRef, _execute_subgraph
+from dask.utils import SerializableLock
 
+from zfabric.client.lock import Lock
 from zfabric.client.waiting import slot_context
 from zfabric.errors import CodecError, UsageError
 
@@ -78,8 +81,12 @@ def _run_all(
 
 def _run(key: Hashable, node: GraphNode, known: dict[Hashable, Any]) -> Any:
     try:
-        if type(node) is Task and node.func is _execute_subgraph and not node.kwargs:
-            return _run_fused(*[_argument(each, known) for each in node.args])
+        if type(node) is Task:
+            if node.func is _execute_subgraph and not node.kwargs:
+                return _run_fused(*[_argument(each, known) for each in node.args])
+            arrays = sys.modules.get("dask.array.core")
+            if arrays is not None and node.func is arrays.load_store_chunk:
+                return _store(node, known)
         value = node(known)
         if hasattr(value, "__await__") and node.is_coro:
             import asyncio
@@ -96,6 +103,17 @@ def _run(key: Hashable, node: GraphNode, known: dict[Hashable, Any]) -> Any:
         if not getattr(exc, "__notes__", None):
             exc.add_note(f"in the Dask task {key!r}")
         raise
+
+
+def _store(node: Task, known: dict[Hashable, Any]) -> Any:
+    """da.store of one chunk. The lock that Dask gives it by default is one per process; chunks of
+    one target are written by several, and where two share a block of it one of them was lost."""
+    arguments = [_argument(each, known) for each in node.args]
+    options = {name: _argument(each, known) for name, each in node.kwargs.items()}
+    lock = options.get("lock")
+    if isinstance(lock, SerializableLock):
+        options["lock"] = Lock(f"dask store {lock.token}")
+    return node.func(*arguments, **options)
 
 
 def _argument(each: Any, known: dict[Hashable, Any]) -> Any:

@@ -62,10 +62,31 @@ def _refuse(node: GraphNode, around: Mapping[Hashable, Any]) -> None:
             raise UsageError(
                 f"da.store() into a numpy {type(target).__name__} of this process would write into"
                 " copies of it on the workers: use target[...] = x.compute(), or store into what"
-                " workers can open, as x.to_zarr() and da.to_hdf5() do"
+                " workers can open, as x.to_zarr(path) does"
+            )
+        if type(target).__module__.startswith("h5py"):
+            raise UsageError(
+                "an HDF5 file that this process has open cannot be written by workers: use"
+                " x.to_zarr(path), or xarray's to_netcdf(path, engine='h5netcdf')"
+            )
+        if _is_zarr_in_memory(target):
+            raise UsageError(
+                "a zarr store in this process's memory would be written to as copies on the"
+                " workers: give a path or URL that they can open, as in x.to_zarr(path)"
             )
         if type(target).__module__.startswith("xarray.backends"):
             _refuse_thread_lock(target)
+
+
+def _is_zarr_in_memory(target: Any) -> bool:
+    """target: a zarr array, or one as xarray's backend writes to it."""
+    if type(target).__module__.startswith("xarray.backends.zarr"):
+        target = getattr(getattr(target, "datastore", None), "zarr_group", None)
+    if not type(target).__module__.startswith("zarr"):
+        return False
+    store = getattr(target, "store", None)
+    names = {base.__name__ for base in type(store).__mro__}
+    return bool(names & {"MemoryStore", "KVStore", "dict"})
 
 
 def _refuse_thread_lock(target: Any) -> None:
