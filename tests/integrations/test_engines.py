@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 
@@ -255,6 +256,13 @@ def test_a_dask_cluster_that_goes_away_is_said_to_be_gone() -> None:
         cluster.close()
         with pytest.raises(TaskLost, match="is gone"):
             future.result(30)
+
+
+def test_whoever_listens_there_and_says_nothing_is_no_scheduler() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(ConnectFailed, match="no Dask scheduler answers"):
+            zfabric.Client(f"dask://127.0.0.1:{port}", timeout=0.5)
 
 
 def test_nobody_answers(free_port) -> None:

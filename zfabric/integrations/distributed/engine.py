@@ -9,6 +9,7 @@ What Dask has nothing like is refused by name.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import operator
 import os
@@ -59,6 +60,30 @@ def _check_place(address: str, place: str) -> None:
             f"{address!r} does not say where a Dask scheduler is: write"
             " dask://host:port, as in dask://127.0.0.1:8786"
         )
+
+
+def _meet(target: str, timeout: float) -> None:
+    """Raises OSError when nobody there speaks as a Dask scheduler does. distributed's own client
+    waits for ever where something listens and says nothing, as another kind of server does."""
+
+    async def meet() -> None:
+        arguments = distributed.security.Security().get_connection_args("client")
+        comm = await distributed.comm.connect(target, timeout=timeout, **arguments)
+        await comm.close()
+
+    found: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(asyncio.wait_for(meet(), timeout))
+        except (OSError, TimeoutError, ValueError) as exc:
+            found.append(exc)
+
+    thread = threading.Thread(target=run, name="zfabric-meet", daemon=True)
+    thread.start()  # the caller's own thread may have a loop that runs
+    thread.join()
+    if found:
+        raise OSError(str(found[0])) from found[0]
 
 
 class DaskFuture(Future):
@@ -130,6 +155,7 @@ class DaskClient(Client):
         _check_place(address, place)
         target = f"{scheme.partition('+')[2] or 'tcp'}://{place}"
         try:
+            _meet(target, self._settings.connect_timeout_s)
             self._dask = distributed.Client(
                 target,
                 timeout=self._settings.connect_timeout_s,
