@@ -59,6 +59,8 @@ def test_maps(client: Client) -> None:
         with pytest.raises(LookupError):
             pool.map(fail, [1])
         with pytest.raises(ValueError, match="Chunksize"):
+            pool.map(abs, [1], chunksize=-1)
+        with pytest.raises(ValueError, match="Chunksize"):
             pool.imap(add, [1], 0)
 
 

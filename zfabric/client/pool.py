@@ -270,6 +270,8 @@ class Pool:
         items = iterable if _can_be_cut(iterable) else list(iterable)
         known = self._know(func, star)
         n_items = len(items)
+        if chunksize is not None and chunksize < 0:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         size = chunksize or known.chunk_size(n_items, self._n_slots())
         rows = ((items[start : start + size],) for start in range(0, n_items, size))
         futures = self._client._calls.map(known.task, rows)
