@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from zfabric.keys import KeyPair
+from zfabric.testing.chaos import CALM, ChaosProxy, Weather
 from zfabric.transport import Channel, Listener, Poller, connect, listen, zap
 from zfabric.transport.contract import OTHER_KEYS, REFUSED_KEY
 from zfabric.transport.curve import ClientKeys, ServerKeys
@@ -28,13 +29,17 @@ class Door:
         self.listener: Listener = listen("tcp://127.0.0.1:0", security=self.keys)
         self.channels: list[Channel] = []
         self.heard: list[tuple[str, list[bytes]]] = []
+        self.peers: list[bytes] = []
 
     def admit(self, key: bytes) -> str:
         return self.users.get(key, "")
 
     def dial(self, own: KeyPair | None, server: bytes | None = None) -> Channel:
+        return self.dial_at(self.listener.address, own, server)
+
+    def dial_at(self, address: str, own: KeyPair | None, server: bytes | None = None) -> Channel:
         security = own and ClientKeys(server or self.pair.public, own.public, own.secret)
-        channel = connect(self.listener.address, security=security)
+        channel = connect(address, security=security)
         self.channels.append(channel)
         return channel
 
@@ -48,6 +53,7 @@ class Door:
         channel.recv()
         while (item := self.listener.recv()) is not None:
             if item[1]:
+                self.peers.append(item[0])
                 self.heard.append((self.listener.user_of(item[0]), item[1]))
         return self.heard[-1][0] if self.heard else channel.trouble
 
@@ -175,6 +181,23 @@ def test_strangers_bytes_reach_nobody(door: Door, wait_until: WaitUntil, garbage
         channel = door.dial(own)
         wait_until(lambda: door.turn(channel) == "client:ada")
     assert {user for user, _ in door.heard} == {"client:ada"}
+
+
+def test_a_damaged_message_ends_an_encrypted_connection_at_once(
+    door: Door, wait_until: WaitUntil
+) -> None:
+    """libzmq waited for its heartbeat's end, and aborted the process if the link broke first."""
+    own = KeyPair.new()
+    door.users[own.public] = "client:ada"
+    with ChaosProxy(door.listener.address, seed=1) as proxy:
+        channel = door.dial_at(proxy.address, own)
+        wait_until(lambda: door.turn(channel) == "client:ada")
+        proxy.weather = Weather(flip_every=2000)
+        door.listener.send(door.peers[-1], [b"x" * 50_000])
+        wait_until(lambda: channel.recv() == [], 4.0)
+        proxy.weather = CALM
+        door.heard.clear()
+        wait_until(lambda: door.turn(channel) == "client:ada")
 
 
 def test_the_last_door_closes_and_the_next_one_opens_at_once() -> None:

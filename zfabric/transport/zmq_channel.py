@@ -38,6 +38,7 @@ class ZmqChannel(ZmqEnd, Channel):
         events = CONNECTED | RETRIED | UP | DOWN | REFUSED | MISMATCHED
         super().__init__(address, DIALLING, options, events)
         self._up = False
+        self._shaking = False  # connected, and nothing is known of the handshake so far
         self._descriptor = -1  # of the latest connection
         self._lost = False
         self._clear = False  # up, and nobody has yet to hear that it was not
@@ -171,16 +172,20 @@ class ZmqChannel(ZmqEnd, Channel):
         for event, descriptor in self._monitor.read():
             if event == CONNECTED:
                 self._descriptor = descriptor  # UP does not say it
+                self._shaking = True
                 self._redial_at = inf
             elif event == RETRIED:
                 self._redial_at = inf
             elif event == UP:
-                self._up = True
+                self._up, self._shaking = True, False
                 self.trouble = ""
             elif event != DOWN:
+                self._shaking = False
                 self.trouble = REFUSED_KEY if event == REFUSED else OTHER_KEYS
             else:
                 self._redial_at = now_s() + _GIVEN_UP_S
+                if self._shaking:
+                    self._shaking, self.trouble = False, OTHER_KEYS
                 if self._up:  # a dial that failed in its handshake was never up
                     self._up = False
                     self._lost = True
