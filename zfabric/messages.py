@@ -448,8 +448,9 @@ class Output(NamedTuple):
 
     ids: Sequence[int]
     attempts: Sequence[int]
-    dropped: Sequence[int]
-    """Bytes that were left out before each text."""
+    starts: Sequence[int]
+    """Where each text begins in what its attempt has written, in bytes. What is between two pieces
+    was left out; what comes again, as a worker whose broker was away says it again, is known."""
     texts: Sequence[bytes]
 
 

@@ -67,6 +67,33 @@ def test_all_go_on_after_kill_9(
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 
+def printing(gate: str) -> int:
+    n = 0
+    while not os.path.exists(gate):
+        print("line", n, flush=True)
+        n += 1
+        time.sleep(0.02)
+    return n
+
+
+def test_what_tasks_write_while_the_broker_is_away_is_not_lost(
+    fabric: Journalled, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    gate = tmp_path / "gate"
+    with Client(fabric.address) as client:
+        future = client.submit(printing, str(gate))
+        for _ in range(3):
+            wait_until(lambda: client.submit(abs, -1).result(timeout=20))
+            n_seen = len(future.logs().splitlines())
+            wait_until(lambda n=n_seen: len(future.logs().splitlines()) > n + 10, 20.0)
+            fabric.kill_broker()
+            time.sleep(0.3)  # it writes on
+            fabric.broker = fabric.start_broker()
+        gate.touch()
+        n = future.result(timeout=20)
+        wait_until(lambda: future.logs().splitlines() == [f"line {i}" for i in range(n)])
+
+
 def test_a_lock_that_is_held_stays_held(fabric: Journalled) -> None:
     with Client(fabric.address) as client, Client(fabric.address) as other:
         lock, same = Lock("file", client), Lock("file", other)

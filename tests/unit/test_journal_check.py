@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -165,3 +166,51 @@ def test_a_start_that_fails_at_its_last_step_leaves_a_whole_journal(
             Journal(path)
     with closing(Journal(path)) as book:
         assert list(book.entries()) == ALL
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"SQLite format 3\0" + b"x" * 600])
+def test_a_strange_file_where_a_new_journal_would_lie_is_no_new_journal(
+    tmp_path: Path, files: dict[str, bytes], content: bytes
+) -> None:
+    assert found(tmp_path, {**files, ".new": content}) is None
+
+
+def test_a_copy_of_the_journal_does_not_take_its_place(
+    tmp_path: Path, files: dict[str, bytes], closed: bytes
+) -> None:
+    assert found(tmp_path, {**files, ".new": files[""]}) is None
+    assert found(tmp_path, {**files, ".new": closed}) is None
+    (tmp_path / "elsewhere").write_bytes(closed)
+    (tmp_path / "j2.new").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="in the way"):
+        Journal(tmp_path / "j2")
+
+
+def test_a_log_without_its_journal_is_not_thrown_away(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    assert found(tmp_path, {**files, "": b""}) is None
+    assert found(tmp_path, {"-wal": files["-wal"]}) is None
+    assert found(tmp_path, {"": b"", "-wal": b""}) == []
+
+
+def test_a_journal_that_others_may_write_to_is_refused(tmp_path: Path, closed: bytes) -> None:
+    path = tmp_path / "shared"
+    path.write_bytes(closed)
+    path.chmod(0o664)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        Journal(path)
+    path.chmod(0o644)
+    with closing(Journal(path)) as book:
+        assert list(book.entries()) == ALL
+        log = path.with_name("shared-wal")
+        assert path.stat().st_mode & 0o777 == log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user: needs root")
+def test_a_journal_of_another_user_is_refused(tmp_path: Path, closed: bytes) -> None:
+    path = tmp_path / "theirs"
+    path.write_bytes(closed)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        Journal(path)

@@ -129,6 +129,8 @@ def test_members_and_their_changes(ring: KeyRing) -> None:
     ring.revoke("alice")
     assert ring.stamp() == stamp
     assert not ring.join_path("alice").exists()
+    (ring.directory / "client.key").chmod(0o640)
+    assert ring.stamp() != stamp
     with pytest.raises(ConfigError, match="no key named"):
         ring.revoke("alice")
 

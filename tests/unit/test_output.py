@@ -10,7 +10,6 @@ import pytest
 from zfabric.client.showing import LogPrinter
 from zfabric.core import output as o
 from zfabric.core.output import OutputBook, OutputShelf, TaskText
-from zfabric.messages import Output
 from zfabric.runtime.slot_output import READ_NBYTES, SlotOutput
 from zfabric.runtime.slot_streams import MARK, WRITER
 
@@ -29,7 +28,7 @@ def test_whole_lines_are_told_at_once_and_the_rest_soon() -> None:
     assert taken(book, 0.0) == [(7, 1, 0, b"one\n")]
     assert book.wake_at(0.0) == pytest.approx(o.LINE_S)
     assert taken(book, 0.1) == []
-    assert taken(book, 0.25) == [(7, 1, 0, b"tw")]
+    assert taken(book, 0.25) == [(7, 1, 4, b"tw")]
     assert not book.waits
 
 
@@ -54,9 +53,9 @@ def test_a_flood_is_told_by_its_budget_and_its_end_in_any_case() -> None:
     assert o.BURST <= told <= o.BURST + o.RATE
     book.write(1, 7, 1, b"the end", 1.0)
     book.end(1)
-    [(_, _, dropped, text)] = taken(book, 1.0)
+    [(_, _, start, text)] = taken(book, 1.0)
     assert text.endswith(b"the end") and len(text) >= o.END
-    assert told + dropped + len(text) == 1024 * 1024 + len(b"the end")
+    assert told < start and start + len(text) == 1024 * 1024 + len(b"the end")
     assert not book.waits
 
 
@@ -87,7 +86,7 @@ def test_the_last_words_are_those_of_the_task_that_died() -> None:
 def test_a_client_keeps_head_and_tail() -> None:
     text = TaskText()
     for i in range(20_000):
-        text.add(1, 0, b"%5d\n" % i)
+        text.add(1, 6 * i, b"%5d\n" % i)
     shown = str(text)
     assert shown.startswith("    0\n    1\n") and shown.endswith("19998\n19999\n")
     assert f"[... {120_000 - o.HEAD - o.TAIL} bytes left out ...]" in shown
@@ -96,8 +95,26 @@ def test_a_client_keeps_head_and_tail() -> None:
 def test_a_gap_that_the_worker_left_stands_in_its_place() -> None:
     text = TaskText()
     text.add(1, 0, b"begin\n")
-    text.add(1, 50, b"end\n")
+    text.add(1, 56, b"end\n")
     assert str(text) == "begin\n\n[... 50 bytes left out ...]\nend\n"
+
+
+def test_what_is_told_again_after_a_broken_session_is_kept_once() -> None:
+    text = TaskText()
+    assert text.add(1, 0, b"one\n") == (0, b"one\n")
+    assert text.add(1, 0, b"one\n") == (0, b"")
+    assert text.add(2, 0, b"again\n") == (0, b"again\n")
+    assert text.add(1, 0, b"one\ntwo\n") == (0, b"two\n")
+    assert text.add(2, 8, b"late\n") == (2, b"late\n")
+    assert str(text).count("one") == 1 and "two" in str(text)
+
+
+def test_a_thread_that_writes_on_after_its_task_is_told_where_it_left_off() -> None:
+    book = OutputBook()
+    book.write(1, 7, 1, b"one\n", 0.0)
+    book.end(1)
+    book.write(1, 7, 1, b"two\n", 0.0)
+    assert taken(book, 0.0) == [(7, 1, 0, b"one\n"), (7, 1, 4, b"two\n")]
 
 
 def test_tries_are_told_apart() -> None:
@@ -187,7 +204,7 @@ def test_what_is_printed_later_has_the_name_that_it_had_when_it_came(
     known = {1: "say-0"}
     printer = LogPrinter(lambda id_: known.get(id_, "task-0"))
     printer._thread = threading.Thread(target=printer._run)
-    printer(Output([1], [1], [0], [b"hello\n"]))
+    printer([(1, 0, b"hello\n")])
     known.clear()  # its future went with its result
     printer._thread.start()
     printer.close()

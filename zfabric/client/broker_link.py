@@ -91,7 +91,7 @@ class BrokerLink:
         """What gets the relayed parts of values, if it has begun."""
         self.broker_ended: Callable[[], str] | None = None
         """Tells how a broker of our own ended, "" while it runs; None: it is not ours."""
-        self.on_output: Callable[[Output], object] | None = None
+        self.on_output: Callable[[list[tuple[int, int, bytes]]], object] | None = None
         """Called in the thread with what tasks wrote; quick, never raising."""
         self.release_at = 0.0
         """When dropped futures may be released again."""
@@ -321,9 +321,9 @@ class BrokerLink:
                 # lock would be locked for as long as this session lasts.
                 self.submitter.say(Unlock(message.request))
         elif type(message) is Output:
-            self.submitter.wrote(message)
-            if self.on_output is not None:
-                self.on_output(message)
+            new = self.submitter.wrote(message)
+            if new and self.on_output is not None:
+                self.on_output(new)
         elif type(message) is Relay:
             self._take_relay(message)
         elif type(message) is m.Alarm:

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from queue import Full, Queue
 
-from zfabric.messages import Output
-
 WAITING = 256
 """Messages that wait for a slow terminal; further ones are left out. `logs()` has them."""
 
@@ -21,17 +19,18 @@ class LogPrinter:
 
     def __init__(self, name_of: Callable[[int], str]) -> None:
         self._name_of = name_of
-        self._queue: Queue[tuple[Output, list[str]] | None] = Queue(WAITING)
+        self._queue: Queue[list[tuple[str, int, bytes]] | None] = Queue(WAITING)
         self._thread: threading.Thread | None = None
 
-    def __call__(self, message: Output) -> None:
-        """Print it soon. For one thread only: the one that receives."""
+    def __call__(self, pieces: list[tuple[int, int, bytes]]) -> None:
+        """Print it soon: tasks, bytes that are missing, texts. For one thread only: the one that
+        receives."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="zfabric-logs", daemon=True)
             self._thread.start()
         try:
             # Their names now: when it is printed, the futures may have gone.
-            self._queue.put_nowait((message, list(map(self._name_of, message.ids))))
+            self._queue.put_nowait([(self._name_of(id_), *piece) for id_, *piece in pieces])
         except Full:
             pass
 
@@ -49,11 +48,10 @@ class LogPrinter:
             item = self._queue.get()
             if item is None:
                 return
-            message, names = item
             lines = []
-            for name, dropped, text in zip(names, message.dropped, message.texts, strict=True):
-                if dropped:
-                    lines.append(f"[{name}] [... {dropped} bytes left out ...]\n")
+            for name, missing, text in item:
+                if missing:
+                    lines.append(f"[{name}] [... {missing} bytes left out ...]\n")
                 shown = text.decode(errors="replace").splitlines()
                 lines += [f"[{name}] {line}\n" for line in shown]
             try:

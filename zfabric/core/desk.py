@@ -138,7 +138,7 @@ class Desk:
             raise RemoteProtocolError("role", "a client told of a task's output")
         tasks = self._scheduler.tasks
         by_owner: dict[int, m.Output] = {}
-        rows = zip(message.ids, message.attempts, message.dropped, message.texts, strict=True)
+        rows = zip(message.ids, message.attempts, message.starts, message.texts, strict=True)
         for row in rows:
             task = tasks.get(row[0])
             if task is not None and task.wanted:

@@ -46,14 +46,15 @@ DEATH_LINES = 20
 class _Text:
     """What one attempt has written and nobody was told of so far."""
 
-    __slots__ = ("attempt", "dropped", "id", "last", "pending", "since", "slot")
+    __slots__ = ("attempt", "id", "last", "pending", "since", "slot", "start")
 
     def __init__(self, slot: int, id_: int, attempt: int, now: float) -> None:
         self.slot = slot
         self.id = id_
         self.attempt = attempt
         self.pending = bytearray()
-        self.dropped = 0
+        self.start = 0
+        """Where that begins in all that it has written."""
         self.last = b""
         self.since = now
         """When the oldest of it was written."""
@@ -63,7 +64,7 @@ class _Text:
         excess = len(self.pending) - most
         if excess > 0:
             del self.pending[:excess]
-            self.dropped += excess
+            self.start += excess
 
 
 class OutputBook:
@@ -72,6 +73,8 @@ class OutputBook:
     def __init__(self) -> None:
         self._open: dict[int, _Text] = {}
         """By slot: the task that wrote there last."""
+        self._before: dict[int, tuple[int, int, int]] = {}
+        """By slot: the attempt that was ended last, and how much it had written."""
         self._ended: deque[_Text] = deque()
         self._n_ended = 0
         """Bytes of those."""
@@ -86,6 +89,9 @@ class OutputBook:
         if text is None or text.id != id_ or text.attempt != attempt:
             self.end(slot)
             text = self._open[slot] = _Text(slot, id_, attempt, now)
+            before = self._before.get(slot)
+            if before is not None and before[:2] == (id_, attempt):
+                text.start = before[2]  # a thread that it left behind
         if not text.pending:
             text.since = now
         text.pending += data
@@ -96,7 +102,10 @@ class OutputBook:
     def end(self, slot: int) -> None:
         """Whatever ran in the slot writes nothing any more."""
         text = self._open.pop(slot, None)
-        if text is None or not (text.pending or text.dropped):
+        if text is None:
+            return
+        self._before[slot] = (text.id, text.attempt, text.start + len(text.pending))
+        if not text.pending:
             return
         self._ended.append(text)
         self._n_ended += len(text.pending)
@@ -117,7 +126,7 @@ class OutputBook:
         """What may be told now, or a part of it."""
         ids: list[int] = []
         attempts: list[int] = []
-        dropped: list[int] = []
+        starts: list[int] = []
         texts: list[bytes] = []
         room = MESSAGE
         for text in (*self._ended, *self._open.values()):
@@ -140,12 +149,12 @@ class OutputBook:
             self._budgets[text.slot] = (max(0.0, left - n), now)
             ids.append(text.id)
             attempts.append(text.attempt)
-            dropped.append(text.dropped)
+            starts.append(text.start)
             texts.append(bytes(text.pending[:n]))
             del text.pending[:n]
-            text.dropped = 0
+            text.start += n
         self.waits = bool(self._ended) or any(text.pending for text in self._open.values())
-        return Output(ids, attempts, dropped, texts) if ids else None
+        return Output(ids, attempts, starts, texts) if ids else None
 
     def wake_at(self, now: float) -> float:
         """When to call take() again, though nobody writes; infinity: no need."""
@@ -168,17 +177,30 @@ class OutputBook:
 class TaskText:
     """What a client keeps of one task: of all its attempts, in the order in which they wrote."""
 
-    __slots__ = ("_try", "attempt", "dropped", "head", "tail")
+    __slots__ = ("_ends", "_try", "attempt", "dropped", "head", "tail")
 
     def __init__(self) -> None:
         self.attempt = 0
         self._try = 0
+        self._ends: dict[int, int] = {}
+        """How far each attempt is known."""
         self.head = b""
         self.tail = b""
         self.dropped = 0
 
-    def add(self, attempt: int, dropped: int, data: bytes) -> None:
-        """The next piece; before it the worker left out so many bytes."""
+    def add(self, attempt: int, start: int, data: bytes) -> tuple[int, bytes]:
+        """A piece that begins there in what the attempt has written. Returns how many bytes are
+        missing before it, and what of it is new."""
+        known = self._ends.get(attempt, 0)
+        new = data[max(0, known - start) :]
+        if not new:
+            return 0, b""
+        self._ends[attempt] = start + len(data)
+        missing = max(0, start - known)
+        self._append(attempt, missing, new)
+        return missing, new
+
+    def _append(self, attempt: int, dropped: int, data: bytes) -> None:
         if self.attempt and attempt != self.attempt:
             # Under a restarted broker attempts begin again: those before were tries as well.
             before = self._try if attempt >> TRY_BITS != self.attempt >> TRY_BITS else 0
@@ -213,16 +235,17 @@ class OutputShelf:
         self.texts: dict[int, TaskText] = {}
         self._nbytes = 0
 
-    def add(self, id_: int, attempt: int, dropped: int, data: bytes) -> None:
-        """A piece of what a task wrote."""
+    def add(self, id_: int, attempt: int, start: int, data: bytes) -> tuple[int, bytes]:
+        """A piece of what a task wrote, as of `TaskText.add`."""
         text = self.texts.get(id_)
         if text is None:
             text = self.texts[id_] = TaskText()
         before = text.nbytes
-        text.add(attempt, dropped, data)
+        found = text.add(attempt, start, data)
         self._nbytes += text.nbytes - before
         while self._nbytes > STORED:
             self.drop(next(iter(self.texts)))
+        return found
 
     def drop(self, id_: int) -> None:
         """Nobody will ask for it any more."""

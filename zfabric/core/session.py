@@ -27,7 +27,7 @@ Both ends use this same class. It does no I/O and reads no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from zfabric import wire
 from zfabric.config import DEFAULTS, Settings
@@ -241,6 +241,17 @@ class Session:
         """Whether the peer has yet to take so much that more of it can wait."""
         settings = self._settings
         return len(self._outbox) >= settings.window or self.nbytes >= settings.window_bytes
+
+    def unacked(self, kind: int) -> list[Body]:
+        """Messages of one kind that the peer may not have, to be said in another session."""
+        return [body for body in self._outbox if body.kind == kind]
+
+    def repost(self, bodies: Iterable[Body]) -> None:
+        """Queue what another session had queued."""
+        for body in bodies:
+            self._outbox.append(body)
+            self.nbytes += body.nbytes
+            self.posted += 1
 
     @property
     def n_control(self) -> int:

@@ -347,13 +347,18 @@ class Submitter:
         self.n_settled += n_settled
         return awaited
 
-    def wrote(self, message: Output) -> None:
-        """Keep what tasks wrote whose futures are still here."""
+    def wrote(self, message: Output) -> list[tuple[int, int, bytes]]:
+        """Keep what tasks wrote whose futures are still here. Returns what is new: the task, the
+        bytes that are missing before, the text."""
         known, add = self.outcomes, self.output.add
-        rows = zip(message.ids, message.attempts, message.dropped, message.texts, strict=True)
-        for task, attempt, dropped, text in rows:
+        new = []
+        for task, attempt, start, text in zip(*message, strict=True):
+            missing = 0
             if task in known:
-                add(task, attempt, dropped, text)
+                missing, text = add(task, attempt, start, text)
+            if text:
+                new.append((task, missing, text))
+        return new
 
     # --- the I/O thread: what users ask for ---------------------------------------------------
 

@@ -94,10 +94,11 @@ class KeyRing:
         return found
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Changes whenever a key comes, goes or changes. Raises OSError."""
+        """Changes whenever a key comes, goes or changes, its mode and owner included. Raises
+        OSError."""
         return tuple(
             sorted(
-                (entry.name, (found := entry.stat(follow_symlinks=False)).st_mtime_ns, found.st_ino)
+                (entry.name, (found := entry.stat(follow_symlinks=False)).st_ctime_ns, found.st_ino)
                 for entry in os.scandir(self.directory)
                 if entry.name.endswith(".key")
             )

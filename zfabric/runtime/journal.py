@@ -22,6 +22,7 @@ import fcntl
 import logging
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -31,7 +32,10 @@ from zfabric.core.journal import Entry
 from zfabric.errors import ConfigError
 from zfabric.runtime.journal_check import (
     APPLICATION,
+    CLOSED,
+    COMES,
     FORMAT,
+    OPEN,
     Chain,
     Damaged,
     NotOurs,
@@ -79,15 +83,22 @@ class Journal:
         path = self.path
         try:
             _finish_rotation(path.resolve())
-        except OSError as exc:
+            _keep_private(path)
+        except (OSError, sqlite3.Error) as exc:
             raise ConfigError(f"the journal {path} cannot be opened: {exc}") from exc
         if path.exists() and path.stat().st_size and not _looks_like_sqlite(path):
             raise ConfigError(f"{path} is not a journal of zfabric; nothing was changed")
         self._chain = Chain()
-        self._wants_log = _beside(path.resolve(), "-wal").exists()
+        log_path = _beside(path.resolve(), "-wal")
+        self._wants_log = log_path.exists()
         try:
             if path.exists() and path.stat().st_size:
                 self._examine()
+            elif self._wants_log and log_path.stat().st_size:
+                raise ConfigError(
+                    f"the journal {path} is empty or gone, and its log {log_path} is not; nothing "
+                    "was changed. Put a copy of both in place, or move the log away to begin anew"
+                )
             elif not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
@@ -129,7 +140,7 @@ class Journal:
         self._chain = check_entries(db, True)
         db.execute("BEGIN IMMEDIATE")
         _lay_out(db)
-        self._note(self._chain, is_open=True)
+        self._note(self._chain, OPEN)
         db.execute("INSERT INTO starts DEFAULT VALUES")
         (self.generation,) = db.execute("SELECT max(generation) FROM starts").fetchone()
         db.execute("DELETE FROM starts WHERE generation < ?", (self.generation,))
@@ -139,8 +150,8 @@ class Journal:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         _sync(path.resolve().parent)
 
-    def _note(self, chain: Chain, is_open: bool) -> None:
-        self._db.execute("UPDATE state SET n = ?, crc = ?, open = ?", (chain.n, chain.crc, is_open))
+    def _note(self, chain: Chain, state: int) -> None:
+        self._db.execute("UPDATE state SET n = ?, crc = ?, open = ?", (chain.n, chain.crc, state))
 
     def entries(self) -> Iterator[Entry]:
         """All there are, in order. Raises ConfigError when the file is damaged."""
@@ -198,7 +209,7 @@ class Journal:
             if anew:
                 db.execute("DELETE FROM entries")
             db.executemany("INSERT INTO entries (kind, data, crc) VALUES (?, ?, ?)", rows)
-            self._note(chain, is_open=True)
+            self._note(chain, OPEN)
             db.execute("COMMIT")
         except sqlite3.Error as exc:
             try:
@@ -218,7 +229,7 @@ class Journal:
     def _let_go(self) -> None:
         noted = False
         try:
-            self._note(self._chain, is_open=False)
+            self._note(self._chain, CLOSED)
             noted = True
             self._db.close()
         except sqlite3.Error as exc:
@@ -301,7 +312,7 @@ def _write_whole(path: Path, entries: Iterable[Entry], generation: int) -> int:
         _lay_out(db)
         db.execute("INSERT INTO starts VALUES (?)", (generation,))
         db.executemany("INSERT INTO entries (kind, data, crc) VALUES (?, ?, ?)", rows)
-        db.execute("UPDATE state SET n = ?, crc = ?", (chain.n, chain.crc))
+        db.execute("UPDATE state SET n = ?, crc = ?, open = ?", (chain.n, chain.crc, COMES))
         db.execute("COMMIT")
     finally:
         db.close()
@@ -312,8 +323,18 @@ def _write_whole(path: Path, entries: Iterable[Entry], generation: int) -> int:
 def _finish_rotation(path: Path) -> None:
     """Put a complete new file in a journal's place, if there is one."""
     new = _beside(path, ".new")
-    if not new.exists():
+    if not os.path.lexists(new):
         return
+    try:
+        if new.is_symlink() or not new.is_file() or not new.stat().st_size:
+            raise NotOurs("is no file of ours")
+        if check(new) != COMES:
+            raise NotOurs("is not one that was to take its place")
+    except (NotOurs, Damaged, sqlite3.Error) as exc:
+        raise ConfigError(
+            f"{new} is in the way of the journal {path}: it {exc}; nothing was changed. "
+            "Move it away, and start again"
+        ) from exc
     # Its log goes first: SQLite would take it for that of the new file. Until the new one stands
     # in its place a crash leads here again.
     for suffix in ("-wal", "-shm"):
@@ -321,6 +342,26 @@ def _finish_rotation(path: Path) -> None:
     _sync(path.parent)
     new.replace(path)
     _sync(path.parent)
+
+
+def _keep_private(path: Path) -> None:
+    """A journal holds what workers will run: nobody else may have had a hand in it."""
+    if not path.exists():
+        return
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"the journal {path} belongs to another user, who may write there what workers would "
+            "run; nothing was changed. Take a file of your own"
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o022 and found.st_size:
+        raise ConfigError(
+            f"others may write to the journal {path}, and so to what workers run (mode {mode:o}); "
+            f"nothing was changed. If it is as you left it: chmod 600 {path}"
+        )
+    if mode & 0o077:
+        path.chmod(0o600)
 
 
 def _sync(path: Path) -> None:

@@ -40,6 +40,10 @@ CHECKED = 3
 """The first format with checksums."""
 
 
+CLOSED, OPEN, COMES = range(3)
+"""Nobody writes to it; a broker does, or did until it died; it is to take the journal's place."""
+
+
 class Damaged(Exception):
     """A part of the file is wrong or missing; the text says which."""
 
@@ -64,8 +68,9 @@ class Chain:
         return self.crc
 
 
-def check(path: Path) -> None:
-    """Look at a journal that nobody writes to. Raises Damaged, NotOurs, sqlite3.Error, OSError."""
+def check(path: Path) -> int:
+    """Look at a journal that nobody writes to. Returns its state: CLOSED, OPEN or COMES.
+    Raises Damaged, NotOurs, sqlite3.Error, OSError."""
     log = path.with_name(path.name + "-wal")
     had_log = log.exists()
     if had_log:
@@ -80,6 +85,7 @@ def check(path: Path) -> None:
             if text != "ok":
                 raise Damaged(str(text))
         check_entries(db, had_log)
+        return _state(db)
     except (ValueError, TypeError) as exc:  # names, texts and types that are none
         raise Damaged(str(exc)) from exc
     finally:
@@ -123,9 +129,16 @@ def check_entries(db: sqlite3.Connection, has_log: bool) -> Chain:
     n, crc, is_open = state
     if (chain.n, chain.crc) != (n, crc):
         raise Damaged(f"{n} entries were written, and {chain.n} are there")
-    if is_open and not has_log:
+    if is_open == OPEN and not has_log:
         raise Damaged("its -wal file, where the latest entries are, is missing")
     return chain
+
+
+def _state(db: sqlite3.Connection) -> int:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
+        return CLOSED
+    ((state,),) = db.execute("SELECT open FROM state")
+    return int(state)
 
 
 def chain_of(rows: Iterable[tuple[int, bytes, int | None]]) -> Chain:

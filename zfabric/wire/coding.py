@@ -375,10 +375,10 @@ def _read_returned(f: list[Any], bulk: Bulk) -> m.Returned:
 def _read_output(f: list[Any], bulk: Bulk) -> m.Output:
     _no_bulk(bulk)
     ids = read_ids(f[0])
-    attempts, dropped = read_ids(f[1]), read_ids(f[2])
-    if not len(attempts) == len(dropped) == len(ids):
+    attempts, starts = read_ids(f[1]), read_ids(f[2])
+    if not len(attempts) == len(starts) == len(ids):
         raise Malformed("a column has another length than its ids")
-    return m.Output(ids, attempts, dropped, read_blobs(f[3], len(ids)))
+    return m.Output(ids, attempts, starts, read_blobs(f[3], len(ids)))
 
 
 def _read_fetch(f: list[Any], bulk: Bulk) -> m.Fetch:
@@ -604,7 +604,7 @@ _KINDS: dict[int, _Kind] = {
     70: _Kind(
         m.Output,
         True,
-        lambda x: (pack_ids(x.ids), pack_ids(x.attempts), pack_ids(x.dropped), x.texts),
+        lambda x: (pack_ids(x.ids), pack_ids(x.attempts), pack_ids(x.starts), x.texts),
         _read_output,
         4,
     ),
