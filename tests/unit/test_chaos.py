@@ -316,3 +316,92 @@ def test_faults_happen_and_none_stays_stopped(
     ) as faults:
         assert sleeper.wait(10) == -signal.SIGKILL
         wait_until(lambda: faults.done)
+
+
+def test_plans_that_cannot_be_are_refused_where_they_are_made() -> None:
+    for options in ({"kinds": ("term",)}, {"kinds": ()}, {"every_s": 0.0}, {"stop_s": (2.0, 1.0)}):
+        with pytest.raises(ValueError):
+            ProcessFaults(list, 1, **{"every_s": 1.0, **options})  # type: ignore[arg-type]
+
+
+def test_faults_that_cannot_happen_do_not_go_unnoticed() -> None:
+    def nobody() -> list[int]:
+        raise KeyError("no such fabric")
+
+    with pytest.raises(KeyError), ProcessFaults(nobody, 1, every_s=0.001) as faults:
+        faults._thread.join(10.0)
+
+
+# --- What the weather leaves behind ---------------------------------------------------------------
+
+
+def test_calm_weather_takes_back_the_cut_that_chance_had_set() -> None:
+    pipe = Pipe("7", Weather(cut_every=100), 0.0)
+    pipe.set_weather(CALM)
+    assert through(pipe, bytes(100_000), 4096) == bytes(100_000)
+    pipe.cut_after(5)
+    pipe.set_weather(CALM)
+    assert len(through(pipe, bytes(100), 100)) == 5
+
+
+@pytest.mark.parametrize("rate", [0.5, 50.0, 99.0, 5000.0])
+def test_the_slowest_link_passes_something(rate: float) -> None:
+    pipe = Pipe("7", Weather(rate=rate), 0.0)
+    pipe.put(bytes(10_000), 0.0)
+    now, n = 0.0, 0
+    while now < 20.0:
+        now = max(now, pipe.wake_at(now))
+        n += len(pipe.take(now))
+    assert n == pytest.approx(min(10_000, 20.0 * rate), rel=0.02, abs=1.0)
+
+
+def test_an_end_that_only_stops_sending_gets_its_answer(leaves_nothing: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            far, _ = server.accept()
+            n = 0
+            while data := far.recv(65536):
+                n += len(data)
+            far.sendall(b"%d" % n)
+            far.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with ChaosProxy(f"tcp://127.0.0.1:{server.getsockname()[1]}") as proxy:
+            with dial(proxy) as near:
+                near.sendall(bytes(100))
+                near.shutdown(socket.SHUT_WR)
+                assert near.recv(100) == b"100"
+                assert near.recv(100) == b""
+            thread.join()
+
+
+def test_a_frozen_link_does_not_tell_that_an_end_is_gone(
+    leaves_nothing: None, wait_until: WaitUntil
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with ChaosProxy(f"tcp://127.0.0.1:{server.getsockname()[1]}") as proxy, dial(proxy) as near:
+            far, _ = server.accept()
+            proxy.freeze()
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            far.close()
+            near.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                near.recv(1)
+            assert proxy.n_open == 1
+            proxy.thaw()
+            near.settimeout(10.0)
+            try:
+                assert near.recv(1) == b""
+            except ConnectionResetError:
+                pass
+            wait_until(lambda: proxy.n_open == 0)
+
+
+@pytest.mark.parametrize(
+    "target", ["ipc:///x", "tcp://host", "tcp://:1", "tcp://h:1/x", "tcp://nohost.invalid:9"]
+)
+def test_a_target_that_cannot_be_one_is_named(target: str) -> None:
+    with pytest.raises(ValueError, match=target.replace("/", ".")):
+        ChaosProxy(target)

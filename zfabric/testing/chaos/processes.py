@@ -46,14 +46,25 @@ def plan(
     """Faults without end, ascending; the same for the same arguments.
 
     every_s: between two, on average.  stop_s: shortest and longest stop.
+    Raises ValueError for kinds that there are not, and for times that are none.
     """
     if unknown := set(kinds) - set(KINDS):
-        raise ValueError(f"no such kind of fault: {', '.join(sorted(unknown))}")
+        raise ValueError(f"no such kind of fault: {', '.join(sorted(unknown))}; there are {KINDS}")
+    if not kinds:
+        raise ValueError(f"which kinds of fault? there are {KINDS}")
+    if not every_s > 0.0 or not 0.0 <= stop_s[0] <= stop_s[1]:
+        raise ValueError("every_s is above 0, and stop_s a shortest and a longest time in seconds")
+    return _faults(seed, every_s, list(kinds), stop_s)
+
+
+def _faults(
+    seed: int, every_s: float, kinds: list[str], stop_s: tuple[float, float]
+) -> Iterator[Fault]:
     random = Random(f"{seed}/processes")
     at_s = 0.0
     while True:
         at_s += random.expovariate(1.0 / every_s)
-        yield Fault(at_s, random.choice(list(kinds)), random.random(), random.uniform(*stop_s))
+        yield Fault(at_s, random.choice(kinds), random.random(), random.uniform(*stop_s))
 
 
 @contextmanager
@@ -72,6 +83,7 @@ class ProcessFaults:
 
     pids: who may be hit, asked each time; ids of others than our own processes are at your risk.
     Options: as of `plan`.  done: what was done, with the ids.
+    An error of `pids` or of a signal ends the faults, and is raised where the `with` block ends.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class ProcessFaults:
         self._plan = plan(seed, every_s=every_s, kinds=kinds, stop_s=stop_s)
         self._still: dict[int, float] = {}
         """Stopped processes, and when they go on."""
+        self._error: BaseException | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos-processes", daemon=True)
 
@@ -103,8 +116,16 @@ class ProcessFaults:
     ) -> None:
         self._end.set()
         self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
 
     def _run(self) -> None:
+        try:
+            self._inject()
+        except BaseException as exc:
+            self._error = exc
+
+    def _inject(self) -> None:
         start = monotonic()
         fault = next(self._plan)
         try:

@@ -20,6 +20,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -42,6 +43,11 @@ class _Link:
         """The dial to the target has succeeded."""
         self.abandoned = False
 
+    def breaks(self, end: socket.socket) -> None:
+        """Nothing comes from that end any more, and what goes there vanishes."""
+        pipe = self.up if end is self.near else self.down
+        pipe.ended = pipe.broken = True
+
     def ways(self) -> tuple[tuple[socket.socket, Pipe, socket.socket], ...]:
         return (self.near, self.up, self.far), (self.far, self.down, self.near)
 
@@ -51,11 +57,11 @@ class ChaosProxy:
 
     target: `tcp://host:port`, or `host:port`.  seed: of all that is left to chance.
     counts: "connections", "cut", "refused", "flips", "up" and "down" (bytes that went through).
+    Raises ValueError for a target that is none.
     """
 
     def __init__(self, target: str, *, seed: int = 0, weather: Weather = CALM) -> None:
-        host, _, port = target.rpartition("://")[2].rpartition(":")
-        self._target = (host.strip("[]"), int(port))
+        self._family, self._target = _resolved(target)
         self._seed = seed
         self._weather = weather
         self._links: list[_Link] = []
@@ -137,7 +143,7 @@ class ChaosProxy:
             self._cut_after[direction] = nbytes
             for link in self._links:
                 pipe = link.up if direction == UP else link.down
-                pipe.cut_at = pipe.n_out + nbytes
+                pipe.cut_after(nbytes)
 
         self._call(change)
 
@@ -240,7 +246,12 @@ class ChaosProxy:
             self._past["refused"] += 1
             _reset(near)
             return
-        far = socket.socket(socket.AF_INET6 if ":" in self._target[0] else socket.AF_INET)
+        try:
+            far = socket.socket(self._family)
+        except OSError:  # no descriptor is left
+            self._past["refused"] += 1
+            _reset(near)
+            return
         for end in (near, far):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -251,7 +262,7 @@ class ChaosProxy:
             pipe = Pipe(f"{self._seed}/{self._number}/{direction}", self._weather, now)
             pipe.frozen = direction in self._frozen
             if direction in self._cut_after:
-                pipe.cut_at = self._cut_after[direction]
+                pipe.cut_after(self._cut_after[direction])
             pipes.append(pipe)
         link = _Link(near, far, *pipes)
         self._links.append(link)
@@ -265,18 +276,18 @@ class ChaosProxy:
             return
         full = set()
         for source, pipe, target in link.ways():
-            if not self._read(link, source, pipe, now):
-                return
+            self._read(link, source, pipe, now)
+            back = link.down if pipe is link.up else link.up
             while data := pipe.take(now):
-                if link.abandoned:
+                if link.abandoned or back.broken:
                     continue
                 try:
                     sent = target.send(data)
                 except BlockingIOError:
                     sent = 0
                 except OSError:
-                    self._drop(link, "closed")
-                    return
+                    link.breaks(target)
+                    continue
                 if sent < len(data):
                     pipe.back(data[sent:])
                     full.add(target)
@@ -284,9 +295,15 @@ class ChaosProxy:
             if pipe.is_cut:
                 self._drop(link, "cut")
                 return
-            if pipe.ended and pipe.is_empty and not pipe.frozen and not link.abandoned:
+            if pipe.frozen or link.abandoned:
+                continue
+            if pipe.broken or (pipe.ended and pipe.is_empty and back.ended and back.is_empty):
                 self._drop(link, "closed")
                 return
+            if pipe.ended and pipe.is_empty and not pipe.told:
+                pipe.told = True
+                with suppress(OSError):
+                    target.shutdown(socket.SHUT_WR)  # it may go on to answer
         for source, pipe, _ in link.ways():
             wanted = selectors.EVENT_READ if pipe.has_room else 0
             self._watch(source, link, wanted | (selectors.EVENT_WRITE if source in full else 0))
@@ -303,23 +320,20 @@ class ChaosProxy:
         link.far_is_open = True
         return True
 
-    def _read(self, link: _Link, source: socket.socket, pipe: Pipe, now: float) -> bool:
-        """Take in what one end says. False: the connection is over."""
+    def _read(self, link: _Link, source: socket.socket, pipe: Pipe, now: float) -> None:
+        """Take in what one end says."""
         while pipe.has_room:
             try:
                 data = source.recv(PIECE)
             except BlockingIOError:
-                return True
+                return
             except OSError:
-                data = b""
-                if not link.abandoned:
-                    self._drop(link, "closed")
-                    return False
+                link.breaks(source)
+                return
             if not data:
                 pipe.ended = True
             else:
                 pipe.put(data, now)
-        return True
 
     def _watch(self, end: socket.socket, link: _Link, events: int) -> None:
         known: Any = self._selector.get_map().get(end)
@@ -363,6 +377,19 @@ class ChaosProxy:
                 end.close()
             else:
                 _reset(end)
+
+
+def _resolved(target: str) -> tuple[int, Any]:
+    scheme, _, place = target.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("", "tcp") or not host or not port.isdigit():
+        raise ValueError(f"a chaos proxy's target is tcp://host:port, not {target!r}")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, OverflowError) as exc:
+        raise ValueError(f"a chaos proxy cannot find its target {target!r}: {exc}") from exc
+    family, _, _, _, address = min(found, key=lambda item: item[0] != socket.AF_INET)
+    return family, address
 
 
 def _reset(end: socket.socket) -> None:

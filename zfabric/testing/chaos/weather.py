@@ -55,10 +55,15 @@ class Pipe:
         self.frozen = False
         self.ended = False
         """The sender has closed its side: so do we, when all is through."""
+        self.broken = False
+        """The sender's end is gone: whoever is not kept from it hears of that at once."""
+        self.told = False
+        """The other side has heard of the end."""
         self.n_in = 0
         self.n_out = 0
         self.flips = 0
-        self.cut_at: int | None = None
+        self._asked_cut: int | None = None
+        self._chance_cut: int | None = None
         self._random = Random(seed)
         self._late = Random(seed + "/late")
         self._flip_at = -1
@@ -72,8 +77,23 @@ class Pipe:
         """For what comes in from now on."""
         self.weather = weather
         self._flip_at = self._next_flip(self.n_in)
-        if weather.cut_every and self.cut_at is None:
-            self.cut_at = self.n_in + self._gap(weather.cut_every)
+        if not weather.cut_every:
+            self._chance_cut = None
+        elif self._chance_cut is None:
+            self._chance_cut = self.n_in + self._gap(weather.cut_every)
+
+    def cut_after(self, nbytes: int) -> None:
+        """Let so many bytes more through, whatever the weather."""
+        self._asked_cut = self.n_out + nbytes
+
+    @property
+    def cut_at(self) -> int | None:
+        asked, chance = self._asked_cut, self._chance_cut
+        return (
+            min(asked, chance)
+            if asked is not None and chance is not None
+            else (chance if asked is None else asked)
+        )
 
     @property
     def has_room(self) -> bool:
@@ -81,7 +101,8 @@ class Pipe:
 
     @property
     def is_cut(self) -> bool:
-        return self.cut_at is not None and self.n_out >= self.cut_at
+        cut_at = self.cut_at
+        return cut_at is not None and self.n_out >= cut_at
 
     @property
     def is_empty(self) -> bool:
@@ -109,11 +130,13 @@ class Pipe:
         n = min(len(data), most)
         if self.weather.rate < math.inf:
             # A hundredth of a second's worth may be saved up, so that pieces do not get tiny.
-            self._paid = max(self._paid, now - 0.01)
-            n = min(n, max(0, int((now - self._paid) * self.weather.rate)))
+            # A byte is saved up in any case: it may take longer.
+            self._paid = max(self._paid, now - max(0.01, 1.0 / self.weather.rate))
+            n = min(n, max(0, int((now - self._paid) * self.weather.rate + 1e-6)))
             self._paid += n / self.weather.rate
-        if self.cut_at is not None:
-            n = min(n, self.cut_at - self.n_out)
+        cut_at = self.cut_at
+        if cut_at is not None:
+            n = min(n, cut_at - self.n_out)
         if not n:
             return b""
         self._held.popleft()
