@@ -26,10 +26,32 @@ def test_the_faster_way_is_taken() -> None:
     assert together(habits)
     habits.note("a shape", True, 0.002, 100)
     assert together(habits)
-    habits.note("a shape", True, 0.5, 100)
+    habits.note("a shape", True, 0.05, 100)
     assert together(habits), "one slow run may be the machine's"
-    habits.note("a shape", True, 0.5, 100)
+    habits.note("a shape", True, 0.05, 100)
     assert not together(habits)
+
+
+def test_a_shape_whose_tasks_became_long_is_spread_at_once() -> None:
+    habits = Habits()
+    habits.note("a shape", False, 0.004, 100)
+    habits.note("a shape", True, 0.002, 100)
+    habits.note("a shape", True, 3.0, 100)
+    for _ in range(3):
+        assert not together(habits)
+        habits.note("a shape", False, 1.0, 100)
+    # Small again: it is tried, and may not be tried in vain over and over.
+    habits.note("a shape", False, 0.004, 100)
+    assert not together(habits)
+    habits.note("a shape", False, 0.004, 100)
+    trials = 0
+    for _ in range(1000):
+        if together(habits):
+            trials += 1
+            habits.note("a shape", True, 3.0, 100)
+        else:
+            habits.note("a shape", False, 0.004, 100)
+    assert 5 < trials < 25
 
 
 def test_long_tasks_are_never_tried_as_one_row() -> None:

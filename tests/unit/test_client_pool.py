@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,36 @@ def test_maps(client: Client) -> None:
             pool.map(abs, [1], chunksize=-1)
         with pytest.raises(ValueError, match="Chunksize"):
             pool.imap(add, [1], 0)
+
+
+def slow_or_failing(x: int) -> int:
+    if x == 1:
+        raise LookupError(x)
+    if x == 2:
+        time.sleep(0.5)
+    return x
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_an_iterator_of_a_pool_waits_as_long_as_asked_and_outlives_an_error(
+    client: Client, in_order: bool
+) -> None:
+    with client.pool() as pool:
+        found = (pool.imap if in_order else pool.imap_unordered)(slow_or_failing, range(4))
+        values, errors, late = [], 0, 0
+        while True:
+            try:
+                values.append(found.next(timeout=0.05))
+            except StopIteration:
+                break
+            except LookupError:
+                errors += 1
+            except multiprocessing.TimeoutError:
+                late += 1
+        assert values == [0, 2, 3] if in_order else sorted(values) == [0, 2, 3]
+        assert errors == 1 and late >= 1
+        with pytest.raises(StopIteration):
+            next(found)
 
 
 def test_calls_and_callbacks(client: Client, wait_until: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -91,9 +92,12 @@ class as_completed:
         self._top_up()
         return not self._ready and not self._pending
 
-    def has_ready(self) -> bool:
-        """Whether the next one comes without waiting."""
+    def has_ready(self, timeout: float = 0.0) -> bool:
+        """Whether the next one comes without waiting, or after so many seconds at most."""
         self._sort()
+        if not self._ready and timeout > 0.0:
+            with suppress(StopIteration):
+                self._await_one(monotonic() + timeout)
         return bool(self._ready)
 
     def clear(self) -> None:
@@ -155,8 +159,9 @@ class as_completed:
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _await_one(self) -> None:
-        """Return when one is ready. Raises StopIteration when none will be, ResultTimeout."""
+    def _await_one(self, until: float | None = None) -> None:
+        """Return when one is ready, or at `until`. Raises StopIteration when none will be, and
+        ResultTimeout when the time of the whole iteration is over."""
         while True:
             if self._lazy:
                 self._top_up()
@@ -167,7 +172,10 @@ class as_completed:
             if not self._pending:
                 raise StopIteration
             client = next(iter(self._pending.values()))[0]._client
-            if not self._inbox.wait(client, self._deadline) and not self._ready:
+            deadline = self._deadline if until is None else until
+            if not self._inbox.wait(client, deadline) and not self._ready:
+                if until is not None:
+                    return
                 raise self._late()
 
     def _sort(self) -> None:

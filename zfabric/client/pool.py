@@ -7,22 +7,19 @@ about as many as there are slots; the function is known by its content, and goes
 
 from __future__ import annotations
 
-import multiprocessing
 import secrets
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from zfabric.client.as_completed import as_completed
 from zfabric.client.chunks import Chunk, Initialised
 from zfabric.client.future import Future
 from zfabric.client.lazy_map import LazyMap
+from zfabric.client.pool_results import AsyncResult, ImapResults, UnorderedResults
 from zfabric.client.waiting import add_waiter, wait
 from zfabric.core.submitter import Outcome
-from zfabric.errors import ResultTimeout
 
 if TYPE_CHECKING:
     from zfabric.client.client import Client
@@ -39,82 +36,6 @@ costs some 20 us, and its message a part of a millisecond."""
 
 LOOK_S = 5.0
 """Between two looks at how many slots there are."""
-
-
-class PoolTimeout(ResultTimeout, multiprocessing.TimeoutError):
-    """An AsyncResult had no value in time."""
-
-
-class AsyncResult:
-    """What apply_async, map_async and starmap_async return; the values of some futures."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        futures: list[Future],
-        collect: Callable[[list[Any]], Any],
-        callback: Callable[[Any], object] | None = None,
-        error_callback: Callable[[BaseException], object] | None = None,
-    ) -> None:
-        self._futures = futures
-        self._collect = collect
-        self._lock = threading.Lock()
-        self._left = len(futures)
-        self._callback = callback
-        self._error_callback = error_callback
-        self._value: list[Any] = []
-        if callback is not None or error_callback is not None:
-            for future in futures:
-                pool._client._callbacks.when_done(future, self._one_ended)
-            if not futures:
-                self._call_back()
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The value. Raises what the call raised, PoolTimeout after `timeout` seconds."""
-        if not self._value:
-            deadline = None if timeout is None else monotonic() + timeout
-            values = []
-            for future in self._futures:
-                left = None if deadline is None else max(0.0, deadline - monotonic())
-                try:
-                    values.append(future.result(left))
-                except ResultTimeout as exc:
-                    if future.done():
-                        raise  # the task itself raised it
-                    raise PoolTimeout(str(exc)) from None
-            self._value = [self._collect(values)]
-        return self._value[0]
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when it has ended, or after `timeout` seconds."""
-        wait(self._futures, timeout)
-
-    def ready(self) -> bool:
-        """Whether it has ended."""
-        return all(future.done() for future in self._futures)
-
-    def successful(self) -> bool:
-        """Whether it ended without an exception. Raises ValueError while it has not ended."""
-        if not self.ready():
-            raise ValueError(f"{self!r} not ready")
-        return all(future.status == "finished" for future in self._futures)
-
-    def _one_ended(self, _: Future) -> None:
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
-        self._call_back()
-
-    def _call_back(self) -> None:
-        try:
-            value = self.get()
-        except BaseException as exc:
-            if self._error_callback is not None:
-                self._error_callback(exc)
-        else:
-            if self._callback is not None:
-                self._callback(value)
 
 
 class Pool:
@@ -213,17 +134,16 @@ class Pool:
 
     def imap(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
-    ) -> Iterator[Any]:
+    ) -> ImapResults:
         """The values of func(item), in order, as they come. Items are taken when there is room,
         so that an endless iterable will do."""
-        return _flat(future.result() for future in self._lazy(func, iterable, chunksize))
+        return ImapResults(self._lazy(func, iterable, chunksize))
 
     def imap_unordered(
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int = 1
-    ) -> Iterator[Any]:
+    ) -> ImapResults:
         """The same, whichever is ready first."""
-        lazy = self._lazy(func, iterable, chunksize)
-        return _flat(future.result() for future in as_completed(lazy))
+        return UnorderedResults(self._lazy(func, iterable, chunksize))
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -283,9 +203,7 @@ class Pool:
 
         return AsyncResult(self, futures, collect, callback, error_callback)
 
-    def _lazy(
-        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int
-    ) -> Iterator[Future]:
+    def _lazy(self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int) -> LazyMap:
         self._refuse_closed()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
@@ -373,8 +291,3 @@ def _can_be_cut(items: Any) -> bool:
 def _cut(items: Iterator[Any], size: int) -> Iterator[tuple[Any, ...]]:
     while chunk := list(islice(items, size)):
         yield (chunk,)
-
-
-def _flat(chunks: Iterator[tuple[float, list[Any]]]) -> Iterator[Any]:
-    for _, values in chunks:
-        yield from values

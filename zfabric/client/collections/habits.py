@@ -38,6 +38,12 @@ SMALL = 64
 TRIAL_S = 0.1
 """What trying it may cost: at most the time of the spread run in each slot."""
 
+LONG_S = 2.5 * TRIAL_S
+"""One row that takes so long had other arguments than when it was tried, not a bad moment."""
+
+MOST_RUNS = 64
+"""Spread runs between two trials at most."""
+
 LIGHT_BYTES = 1 << 20
 """Inputs that one row is given, and values that it gives, in all."""
 
@@ -56,12 +62,16 @@ class _Times:
     spread, together: seconds of the last two runs of each way, the last one behind.
     """
 
-    __slots__ = ("heavy", "spread", "together")
+    __slots__ = ("heavy", "spread", "strikes", "together", "wait")
 
     def __init__(self) -> None:
         self.spread: tuple[float, ...] = ()
         self.together: tuple[float, ...] = ()
         self.heavy = False
+        self.strikes = 0
+        """How often it took long as one row."""
+        self.wait = 0
+        """Runs that are to be spread before it is tried again."""
 
 
 class Habits:
@@ -73,12 +83,12 @@ class Habits:
     def is_together(self, shape: Shape, n_tasks: int, n_slots: int) -> bool:
         """Whether a graph of this shape is to run as one row."""
         times = self._times.get(shape)
-        if times is None or times.heavy or not times.spread:
+        if times is None or times.heavy or not times.spread or times.wait:
             return False
         # The less of two: a machine that was busy elsewhere for a moment decides nothing.
         spread_s = min(times.spread)
         if not times.together:
-            return spread_s * min(n_tasks, n_slots) <= TRIAL_S
+            return max(times.spread) * min(n_tasks, n_slots) <= TRIAL_S
         return min(times.together) <= MARGIN * spread_s
 
     def gives_little(self, shape: Shape) -> bool:
@@ -101,10 +111,17 @@ class Habits:
                 self._times.pop(next(iter(self._times)), None)
             times = self._times[shape] = _Times()
         times.heavy = nbytes > LIGHT_BYTES
-        if together:
+        if together and seconds > LONG_S:
+            # Its arguments are others than those that were tried: nothing that was known holds.
+            # Each time that happens, it is spread twice as often before it is tried again.
+            times.spread = times.together = ()
+            times.strikes += 1
+            times.wait = min(MOST_RUNS, 1 << times.strikes)
+        elif together:
             times.together = (*times.together[-1:], seconds)
         else:
             times.spread = (*times.spread[-1:], seconds)
+            times.wait = max(0, times.wait - 1)
 
 
 class _Watch:
