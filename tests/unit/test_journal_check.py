@@ -194,17 +194,20 @@ def test_a_log_without_its_journal_is_not_thrown_away(
     assert found(tmp_path, {"": b"", "-wal": b""}) == []
 
 
-def test_a_journal_that_others_may_write_to_is_refused(tmp_path: Path, closed: bytes) -> None:
+def test_a_journal_that_all_may_write_to_is_refused(
+    tmp_path: Path, closed: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "shared"
     path.write_bytes(closed)
-    path.chmod(0o664)
+    path.chmod(0o666)
     with pytest.raises(ConfigError, match="chmod 600"):
         Journal(path)
-    path.chmod(0o644)
+    path.chmod(0o660)
     with closing(Journal(path)) as book:
         assert list(book.entries()) == ALL
         log = path.with_name("shared-wal")
         assert path.stat().st_mode & 0o777 == log.stat().st_mode & 0o777 == 0o600
+    assert "mode is 600 again" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user: needs root")

@@ -355,11 +355,14 @@ def _keep_private(path: Path) -> None:
             "run; nothing was changed. Take a file of your own"
         )
     mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o022 and found.st_size:
+    if mode & 0o002 and found.st_size:
         raise ConfigError(
             f"others may write to the journal {path}, and so to what workers run (mode {mode:o}); "
             f"nothing was changed. If it is as you left it: chmod 600 {path}"
         )
+    if mode & 0o020 and found.st_size:
+        # No reason to refuse: Kubernetes gives a volume's files to a group whenever it mounts it.
+        log.warning("the group of the journal %s could write there; its mode is 600 again", path)
     if mode & 0o077:
         path.chmod(0o600)
 

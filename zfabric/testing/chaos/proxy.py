@@ -297,13 +297,16 @@ class ChaosProxy:
                 return
             if pipe.frozen or link.abandoned:
                 continue
-            if pipe.broken or (pipe.ended and pipe.is_empty and back.ended and back.is_empty):
+            if pipe.ended and pipe.is_empty and back.ended and back.is_empty:
                 self._drop(link, "closed")
                 return
             if pipe.ended and pipe.is_empty and not pipe.told:
                 pipe.told = True
                 with suppress(OSError):
                     target.shutdown(socket.SHUT_WR)  # it may go on to answer
+        if not link.abandoned and any(p.broken and not p.frozen for p in (link.up, link.down)):
+            self._drop(link, "closed")
+            return
         for source, pipe, _ in link.ways():
             wanted = selectors.EVENT_READ if pipe.has_room else 0
             self._watch(source, link, wanted | (selectors.EVENT_WRITE if source in full else 0))
