@@ -67,11 +67,12 @@ def test_all_go_on_after_kill_9(
     assert sorted(ran) == sorted(set(ran)), "a task ran twice"
 
 
-def printing(gate: str) -> int:
+def printing(gate: str, progress: str) -> int:
     n = 0
     while not os.path.exists(gate):
         print("line", n, flush=True)
         n += 1
+        audited(progress, str(n))
         time.sleep(0.02)
     return n
 
@@ -79,15 +80,16 @@ def printing(gate: str) -> int:
 def test_what_tasks_write_while_the_broker_is_away_is_not_lost(
     fabric: Journalled, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
-    gate = tmp_path / "gate"
+    gate, progress = tmp_path / "gate", tmp_path / "progress"
     with Client(fabric.address) as client:
-        future = client.submit(printing, str(gate))
+        future = client.submit(printing, str(gate), str(progress))
         for _ in range(3):
             wait_until(lambda: client.submit(abs, -1).result(timeout=20))
             n_seen = len(future.logs().splitlines())
             wait_until(lambda n=n_seen: len(future.logs().splitlines()) > n + 10, 20.0)
             fabric.kill_broker()
-            time.sleep(0.3)  # it writes on
+            size = progress.stat().st_size
+            wait_until(lambda s=size: progress.stat().st_size > s + 20)  # it writes on
             fabric.broker = fabric.start_broker()
         gate.touch()
         n = future.result(timeout=20)

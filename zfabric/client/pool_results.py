@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PoolTimeout(ResultTimeout, multiprocessing.TimeoutError):
-    """An AsyncResult had no value in time."""
+    """A call of a pool had no value in time."""
 
 
 class AsyncResult:
@@ -99,8 +99,8 @@ class ImapResults:
     """What imap returns: an iterator whose `next` may have a timeout. An item that fails raises,
     and those behind it come all the same; after a timeout the same item is waited for again."""
 
-    def __init__(self, lazy: LazyMap) -> None:
-        self._futures: Iterator[Future] = lazy
+    def __init__(self, futures: Iterator[Future]) -> None:
+        self._futures = futures
         self._future: Future | None = None
         """The one whose values come next."""
         self._values: deque[Any] = deque()
@@ -141,13 +141,12 @@ class UnorderedResults(ImapResults):
     """What imap_unordered returns."""
 
     def __init__(self, lazy: LazyMap) -> None:
-        super().__init__(lazy)
         self._ended = as_completed(lazy)
+        super().__init__(self._ended)
 
     def _take(self, deadline: float | None) -> Future:
         if deadline is not None:
             left = max(0.0, deadline - monotonic())
             if not self._ended.has_ready(left) and not self._ended.is_empty():
                 raise PoolTimeout("no item has ended in time; they go on")
-        future: Future = next(self._ended)
-        return future
+        return super()._take(deadline)

@@ -7,10 +7,11 @@ in `inbox` until the other end takes it, in order, within the same turn.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import inf
 
 from zfabric.messages import Message
-from zfabric.wire import Header
+from zfabric.wire import Body, Header
 
 
 class DirectSession:
@@ -61,6 +62,13 @@ class DirectSession:
 
     def let_go(self) -> None:
         """Likewise."""
+
+    def unacked(self, kind: int) -> list[Body]:
+        """Nothing waits for an answer."""
+        return []
+
+    def repost(self, bodies: Iterable[Body]) -> None:
+        """Never with any, as unacked() gives none."""
 
     def reconnected(self) -> None:
         """A link without a wire does not break."""

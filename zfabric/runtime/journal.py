@@ -326,15 +326,15 @@ def _finish_rotation(path: Path) -> None:
     if not os.path.lexists(new):
         return
     try:
-        if new.is_symlink() or not new.is_file() or not new.stat().st_size:
-            raise NotOurs("is no file of ours")
-        if check(new) != COMES:
-            raise NotOurs("is not one that was to take its place")
-    except (NotOurs, Damaged, sqlite3.Error) as exc:
+        is_next = not new.is_symlink() and new.is_file() and check(new) == COMES
+    except (NotOurs, Damaged, sqlite3.Error):
+        is_next = False
+    if not is_next:
         raise ConfigError(
-            f"{new} is in the way of the journal {path}: it {exc}; nothing was changed. "
-            "Move it away, and start again"
-        ) from exc
+            f"{new} is in the way of the journal {path}, and no broker wrote it to take its place; "
+            "nothing was changed. Move it away, and start again"
+        )
+    _keep_private(new)
     # Its log goes first: SQLite would take it for that of the new file. Until the new one stands
     # in its place a crash leads here again.
     for suffix in ("-wal", "-shm"):

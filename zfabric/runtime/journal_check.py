@@ -53,13 +53,14 @@ class NotOurs(Exception):
 
 
 class Chain:
-    """The checksum of all entries so far.  n: how many."""
+    """The checksum of all entries so far.  n: how many.  state: of the file that they were in."""
 
-    __slots__ = ("crc", "n")
+    __slots__ = ("crc", "n", "state")
 
     def __init__(self, n: int = 0, crc: int = 0) -> None:
         self.n = n
         self.crc = crc
+        self.state = CLOSED
 
     def add(self, kind: int, data: bytes) -> int:
         """The checksum with one entry more."""
@@ -84,8 +85,7 @@ def check(path: Path) -> int:
         for (text,) in db.execute("PRAGMA quick_check(1)"):
             if text != "ok":
                 raise Damaged(str(text))
-        check_entries(db, had_log)
-        return _state(db)
+        return check_entries(db, had_log).state
     except (ValueError, TypeError) as exc:  # names, texts and types that are none
         raise Damaged(str(exc)) from exc
     finally:
@@ -126,19 +126,12 @@ def check_entries(db: sqlite3.Connection, has_log: bool) -> Chain:
     state = db.execute("SELECT n, crc, open FROM state").fetchone()
     if state is None:
         raise Damaged("how many entries were written is not there")
-    n, crc, is_open = state
+    n, crc, chain.state = state
     if (chain.n, chain.crc) != (n, crc):
         raise Damaged(f"{n} entries were written, and {chain.n} are there")
-    if is_open == OPEN and not has_log:
+    if chain.state == OPEN and not has_log:
         raise Damaged("its -wal file, where the latest entries are, is missing")
     return chain
-
-
-def _state(db: sqlite3.Connection) -> int:
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
-        return CLOSED
-    ((state,),) = db.execute("SELECT open FROM state")
-    return int(state)
 
 
 def chain_of(rows: Iterable[tuple[int, bytes, int | None]]) -> Chain:

@@ -83,12 +83,12 @@ LOAD_S = 1.0
 SOON_S = 0.001
 """How long a turn may wait for the slots alone: what epoll can count."""
 
-_OUTPUT = wire.encode_body(m.Output((), (), (), ())).kind
-
 START_OVER_S = 0.3
 
 REJOIN_S = 0.2
 """Seconds over which workers spread their coming back to a broker that has restarted."""
+
+_OUTPUT = wire.encode_body(m.Output((), (), (), ())).kind
 
 
 class Worker:
@@ -473,8 +473,7 @@ class Worker:
         if self._previous:
             for part in self._machine.rejoin(now):
                 self._session.post(part)
-            if isinstance(self._session, Session):
-                self._session.repost(self._untold)
+            self._session.repost(self._untold)
         self._untold = []
         tell_ready(self._ready_fd, self._name)
         self._ready_fd = None
@@ -495,8 +494,7 @@ class Worker:
         """The broker does not know us any more: rows go on, values stay, and we say so."""
         log.info("%s; joining again", why)
         self._previous = self._session.token
-        if isinstance(self._session, Session):
-            self._untold += self._session.unacked(_OUTPUT)
+        self._untold += self._session.unacked(_OUTPUT)
         self._new_session(now)
         # Not all workers at the same moment.
         self._tick_at = now + random.uniform(0.0, REJOIN_S)

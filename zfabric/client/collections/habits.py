@@ -85,11 +85,11 @@ class Habits:
         times = self._times.get(shape)
         if times is None or times.heavy or not times.spread or times.wait:
             return False
-        # The less of two: a machine that was busy elsewhere for a moment decides nothing.
-        spread_s = min(times.spread)
         if not times.together:
+            # Every run that is known: after a long one, one short run is no proof.
             return max(times.spread) * min(n_tasks, n_slots) <= TRIAL_S
-        return min(times.together) <= MARGIN * spread_s
+        # The less of two: a machine that was busy elsewhere for a moment decides nothing.
+        return min(times.together) <= MARGIN * min(times.spread)
 
     def gives_little(self, shape: Shape) -> bool:
         """Whether what a graph of this shape will give is known to be small."""

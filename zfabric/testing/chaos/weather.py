@@ -88,12 +88,9 @@ class Pipe:
 
     @property
     def cut_at(self) -> int | None:
-        asked, chance = self._asked_cut, self._chance_cut
-        return (
-            min(asked, chance)
-            if asked is not None and chance is not None
-            else (chance if asked is None else asked)
-        )
+        """The offset of the first byte that is not let through, for whichever reason."""
+        cuts = [at for at in (self._asked_cut, self._chance_cut) if at is not None]
+        return min(cuts, default=None)
 
     @property
     def has_room(self) -> bool:
