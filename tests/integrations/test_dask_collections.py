@@ -69,6 +69,27 @@ assert dask.config.get("array.rechunk.method", None) is None
     subprocess.run([sys.executable, "-W", "error", "-c", code], timeout=60, check=True)
 
 
+@pytest.mark.parametrize("before", [None, "sync"])
+def test_a_client_closed_within_another_configuration_is_not_the_default_again(before: Any) -> None:
+    code = f"""
+import dask, os, zfabric
+dask.config.set(scheduler={before!r})
+ran = dask.delayed(os.getpid)()
+client = zfabric.Client(slots=1)
+with dask.config.set(scheduler="threads"):
+    client.close()
+    assert dask.config.get("scheduler") == "threads"
+    assert dask.config.get("array.rechunk.method", None) is None
+assert ran.compute() == os.getpid()
+assert dask.base.get_scheduler() is None or {before!r}
+client = zfabric.Client(slots=1)
+assert ran.compute() != os.getpid()
+client.close()
+assert ran.compute() == os.getpid()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], timeout=60, check=True)
+
+
 def test_as_dask_scheduler_and_by_name(client: zfabric.Client) -> None:
     x = da.arange(20, chunks=5)
     with dask.config.set(scheduler="sync"):

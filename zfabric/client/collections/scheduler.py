@@ -47,6 +47,12 @@ class DaskScheduler:
             misuse.refuse_closed(client)
         return client
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a client to run graphs."""
+        client = self._client_of()
+        return client is not None and not client._submitter.closed_text
+
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         return self.get(dsk, keys, **kwargs)
 

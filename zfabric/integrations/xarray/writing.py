@@ -63,7 +63,8 @@ def is_fabric() -> bool:
     from dask.base import get_scheduler
 
     get = get_scheduler()
-    return isinstance(getattr(get, "__self__", get), DaskScheduler)
+    scheduler = getattr(get, "__self__", get)
+    return isinstance(scheduler, DaskScheduler) and scheduler.is_open
 
 
 def _modules() -> list[Any]:
