@@ -291,6 +291,9 @@ def test_raw_graphs_and_nested_keys(client: zfabric.Client) -> None:
     assert client.get(alias, ["x", "y", "z"]) == [5, 5, 5]
     with pytest.raises(zfabric.UsageError, match="nowhere"):
         client.get({"a": (inc, 1)}, ["nowhere"])
+    for circle in ({"a": (inc, "a")}, {"a": (inc, "b"), "b": (inc, "a")}):
+        with pytest.raises(RuntimeError, match="Cycle"):
+            client.get(circle, ["a"])
 
 
 def test_errors_name_the_task(client: zfabric.Client) -> None:

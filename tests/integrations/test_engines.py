@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import threading
@@ -188,6 +189,9 @@ def test_what_a_persisted_collection_stands_on_can_be_waited_for(client) -> None
     x = client.persist(da.ones((100, 100), chunks=50) + 1)
     assert len(zfabric.wait(x).done) == 4
     assert len(list(zfabric.as_completed([x]))) == 4
+    shown = io.StringIO()
+    zfabric.progress(x, file=shown)
+    assert "4/4" in shown.getvalue()
 
 
 def test_a_future_may_stand_in_what_is_delayed(client) -> None:

@@ -100,6 +100,10 @@ class Graph:
                     " client any more: a persisted collection is computed by the client that"
                     " persisted it, while that is open"
                 )
+            if key in node.dependencies:  # Dask's order() finds the longer ones
+                raise RuntimeError(
+                    f"Cycle detected between the following keys:\n  -> {key}\n  -> {key}"
+                )
             open_.add(key)
             stack.extend(node.dependencies)
         return kept
