@@ -32,6 +32,30 @@ def test_whole_lines_are_told_at_once_and_the_rest_soon() -> None:
     assert not book.waits
 
 
+def test_a_task_that_writes_line_by_line_costs_few_messages() -> None:
+    book = OutputBook()
+    told = []
+    for i in range(1000):  # a line per millisecond
+        now = i / 1000
+        book.write(1, 7, 1, b"%03d\n" % i, now)
+        told += taken(book, now)
+        if book.waits:
+            assert now < book.wake_at(now) <= now + o.PAUSE_S
+    assert len(told) <= 1 + 1 / o.PAUSE_S
+    assert taken(book, 0.999) == [] and book.wake_at(0.999) <= 0.999 + o.PAUSE_S
+    told += taken(book, book.wake_at(0.999))
+    assert b"".join(row[3] for row in told) == b"".join(b"%03d\n" % i for i in range(1000))
+    assert not book.waits
+
+
+def test_much_at_once_is_told_at_once() -> None:
+    book = OutputBook()
+    book.write(1, 7, 1, b"first\n", 0.0)
+    book.take(0.0)
+    book.write(1, 7, 1, b"x" * o.ENOUGH + b"\n", 0.001)
+    assert taken(book, 0.001)[0][2] == 6
+
+
 def test_the_next_task_of_a_slot_ends_the_one_before() -> None:
     book = OutputBook()
     book.write(1, 7, 1, b"a", 0.0)

@@ -31,6 +31,13 @@ QUEUED = 1 << 20
 MESSAGE = 256 * 1024
 """Bytes after which a message is full."""
 
+PAUSE_S = 0.05
+"""Between two messages about a task that goes on writing: each costs every hop on its way what a
+result does, and nobody reads faster."""
+
+ENOUGH = 16 * 1024
+"""Bytes that are worth a message at once."""
+
 LINE_S = 0.2
 """How long the beginning of a line waits for its end."""
 
@@ -46,7 +53,7 @@ DEATH_LINES = 20
 class _Text:
     """What one attempt has written and nobody was told of so far."""
 
-    __slots__ = ("attempt", "id", "last", "pending", "since", "slot", "start")
+    __slots__ = ("attempt", "due", "id", "last", "pending", "since", "slot", "start")
 
     def __init__(self, slot: int, id_: int, attempt: int, now: float) -> None:
         self.slot = slot
@@ -58,6 +65,8 @@ class _Text:
         self.last = b""
         self.since = now
         """When the oldest of it was written."""
+        self.due = now
+        """When it may be told, while the attempt goes on."""
 
     def keep(self, most: int) -> None:
         """Leave out all but the last bytes."""
@@ -133,6 +142,8 @@ class OutputBook:
             if room <= 0:
                 break
             is_open = self._open.get(text.slot) is text
+            if is_open and now < text.due and len(text.pending) < ENOUGH:
+                continue
             n = len(text.pending)
             if is_open and now - text.since < LINE_S:
                 n = text.pending.rfind(b"\n") + 1
@@ -140,6 +151,7 @@ class OutputBook:
             if is_open:
                 if not n or n > left:
                     continue
+                text.due = now + PAUSE_S
             else:
                 self._ended.popleft()
                 self._n_ended -= n
@@ -165,8 +177,8 @@ class OutputBook:
             for text in self._open.values():
                 if text.pending:
                     missing = len(text.pending) - self._budget(text.slot, now)
-                    at = max(text.since + LINE_S, now + missing / RATE)
-                    wake = min(wake, at)
+                    at = text.due if b"\n" in text.pending else text.since + LINE_S
+                    wake = min(wake, max(at, text.due, now + missing / RATE))
         return wake
 
     def _budget(self, slot: int, now: float) -> float:
