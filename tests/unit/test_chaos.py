@@ -377,6 +377,28 @@ def test_an_end_that_only_stops_sending_gets_its_answer(leaves_nothing: None) ->
             thread.join()
 
 
+@pytest.mark.parametrize("backlog", [None, 1])
+def test_a_frozen_proxy_does_not_tell_that_a_new_connection_has_failed(
+    leaves_nothing: None, wait_until: WaitUntil, backlog: int | None
+) -> None:
+    """backlog: None: nobody listens; else the target resets what it is about to accept."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if backlog is not None:
+            server.listen(backlog)
+        with ChaosProxy(f"tcp://127.0.0.1:{server.getsockname()[1]}") as proxy:
+            proxy.freeze()
+            with dial(proxy) as near:
+                wait_until(lambda: proxy.counts["connections"] == 1)
+                server.close()
+                near.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    near.recv(1)
+                assert proxy.n_open == 1
+                proxy.thaw()
+                wait_until(lambda: proxy.n_open == 0)
+
+
 def test_a_frozen_link_does_not_tell_that_an_end_is_gone(
     leaves_nothing: None, wait_until: WaitUntil
 ) -> None:

@@ -312,10 +312,10 @@ class ChaosProxy:
             self._watch(source, link, wanted | (selectors.EVENT_WRITE if source in full else 0))
 
     def _has_connected(self, link: _Link) -> bool:
-        error = link.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            self._drop(link, "closed")
-            return False
+        if link.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            link.far_is_open = True
+            link.breaks(link.far)  # refused, or accepted and reset; told when nothing is frozen
+            return True
         try:
             link.far.getpeername()
         except OSError:
