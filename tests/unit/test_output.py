@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from zfabric.client.showing import LogPrinter
+from zfabric.config import Settings
 from zfabric.core import output as o
 from zfabric.core.output import OutputBook, OutputShelf, TaskText
+from zfabric.runtime import slot_context
 from zfabric.runtime.slot_output import READ_NBYTES, SlotOutput
 from zfabric.runtime.slot_streams import MARK, WRITER
+from zfabric.runtime.task_output import TaskOutput
 
 SECRET = b"\0\1\2\3\4\5\6\7"
 Rows = list[tuple[int, int, int, bytes]]
@@ -233,3 +239,26 @@ def test_what_is_printed_later_has_the_name_that_it_had_when_it_came(
     printer._thread.start()
     printer.close()
     assert capsys.readouterr().out == "[say-0] hello\n"
+
+
+def test_what_a_slot_that_is_a_thread_wrote_is_told_ahead_of_its_report() -> None:
+    output = TaskOutput(None, None, Settings(echo="off"))  # type: ignore[arg-type]
+    later: list[object] = []
+    output.capture_threads(lambda *call: later.append(call), lambda: 1.0)
+    streams = sys.stdout, sys.stderr
+    try:
+        context = slot_context.SlotContext(3, lambda blocked: None)
+        context.task_id, context.attempt = 7, 1
+        slot_context.enter(context, whole_process=False)
+        for text in ("one\n", "two\n"):
+            print(text, end="")
+            print(text.upper(), end="", file=sys.stderr)
+            output.ended(3)  # before the calls that were asked for
+            told = output.message(SimpleNamespace(nbytes=0), 1.0)
+            assert told is not None
+            assert b"".join(told.texts).decode() == text + text.upper()
+        assert later
+    finally:
+        slot_context.enter(None, whole_process=False)
+        sys.stdout, sys.stderr = streams
+        logging.getLogger().removeHandler(output._handler)

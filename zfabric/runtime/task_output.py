@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import sys
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -44,6 +45,8 @@ class TaskOutput:
         """Slots that wrote what nobody's mark told of so far."""
         self._tell_at = 0.0
         self._streams: tuple[Any, Any] | None = None
+        self._written: deque[tuple[int, int, int, bytes, float]] = deque()
+        """What slots that are threads have written: the arguments of OutputBook.write."""
 
     # --- slots that are processes -------------------------------------------------------------
 
@@ -142,7 +145,8 @@ class TaskOutput:
 
         def wrote(slot: int, id_: int, attempt: int, text: str) -> None:
             data = text.encode(errors="backslashreplace")
-            call_soon(self._book.write, slot, id_, attempt, data, clock())
+            self._written.append((slot, id_, attempt, data, clock()))
+            call_soon(self._take_written)
 
         show = self._shows
         self._handler = _Handler(wrote)
@@ -152,9 +156,16 @@ class TaskOutput:
         sys.stderr = ThreadStream(sys.stderr, wrote, show)
 
     def ended(self, number: int) -> None:
-        """A slot that is a thread has reported rows."""
-        if self._streams is not None and self._book.waits:
-            self._book.end(number)
+        """A slot that is a thread has reported rows. What they wrote was written before that, also
+        where nobody has looked at it."""
+        if self._streams is not None:
+            self._take_written()
+            if self._book.waits:
+                self._book.end(number)
+
+    def _take_written(self) -> None:
+        while self._written:
+            self._book.write(*self._written.popleft())
 
     # --- towards the broker -------------------------------------------------------------------
 
