@@ -133,9 +133,10 @@ class TaskOutput:
         elif row is not None and row[0]:
             self._book.write(number, *row, piece.data, now)
         elif not self._shows:
-            self._echo.write(piece.stream or 2, piece.data)  # no task's, so the worker's own
+            # No task's, so the worker's own.
+            self._echo.write(piece.stream or 2, piece.data, number)
         if self._shows and piece.data:
-            self._echo.write(piece.stream or 1, piece.data)
+            self._echo.write(piece.stream or 1, piece.data, number)
 
     # --- slots that are threads ---------------------------------------------------------------
 
