@@ -357,7 +357,7 @@ class Scheduler:
         elif message.what == "locate":
             for id_ in message.about:
                 task = self.tasks.get(id_)
-                if task is None:
+                if task is None or task.owner is not client:
                     self.table.say_row(
                         client, id_, m.LOST, text_payload("the broker does not know it")
                     )
