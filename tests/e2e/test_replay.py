@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgpack import packb
 
 from zfabric import Client
 from zfabric.core import invariants
 from zfabric.errors import ConfigError
 from zfabric.launch.local import LocalFabric
-from zfabric.runtime.recording import Recorder
+from zfabric.runtime.recording import MAGIC, Recorder
 from zfabric.runtime.replay import Replay
+from zfabric.wire import PROTOCOL
 
 
 def double(x: int) -> int:
@@ -142,6 +145,27 @@ def test_a_recording_that_was_cut_off(fabric: Fabric, tmp_path: Path) -> None:
     shown = zfabric("replay", str(cut), "--quiet")
     assert shown.returncode == 0, shown.stderr
     assert "cut off" in shown.stdout
+
+
+def test_a_recording_that_is_damaged(fabric: Fabric, tmp_path: Path) -> None:
+    with Client(fabric.address) as client:
+        assert client.submit(double, 4).result() == 8
+        fabric.kill_broker()
+    damaged = tmp_path / "damaged.rec"
+    for damage in (b"\x07", b"\xc1", packb([0, 1.0, b"peer", [7]]), packb([9, 1.0])):
+        damaged.write_bytes(fabric.record.read_bytes() + damage + packb([2, 9.0]))
+        shown = zfabric("replay", str(damaged), "--quiet")
+        assert shown.returncode == 1 and shown.stderr.startswith("zfabric: ")
+        [number] = re.findall(r"`zfabric replay --to (\d+) ", shown.stderr)
+    before = zfabric("replay", str(damaged), "--quiet", "--to", number)
+    assert before.returncode == 0 and f"after {number} events" in before.stdout
+
+
+def test_a_recording_whose_head_is_damaged(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.rec"
+    damaged.write_bytes(packb([MAGIC, PROTOCOL, {"settings": 5}, False]))
+    with pytest.raises(ConfigError, match="its head cannot be read"):
+        Replay(damaged)
 
 
 def test_what_is_no_recording(tmp_path: Path) -> None:

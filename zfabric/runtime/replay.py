@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgpack import Unpacker
-from msgpack.exceptions import UnpackException
+from msgpack.exceptions import OutOfData, UnpackException
 
 from zfabric import messages as m
 from zfabric import wire
@@ -24,6 +24,19 @@ from zfabric.core.broker import BrokerMachine
 from zfabric.errors import ConfigError, RemoteProtocolError
 from zfabric.runtime import recording as r
 from zfabric.wire import PROTOCOL
+
+_SHAPES: dict[int, tuple[type, ...]] = {
+    r.RECEIVED: (float, bytes, list),
+    r.GONE: (float, bytes),
+    r.TICK: (float,),
+    r.TURN: (float,),
+    r.UNSENDABLE: (float, int, str),
+    r.ADMIT: (float, list, list),
+    r.USER: (float, bytes, str),
+    r.CANNOT_WRITE: (float, str),
+    r.CAN_WRITE: (float,),
+}
+"""What follows the code of each event."""
 
 
 class Step(NamedTuple):
@@ -69,12 +82,19 @@ class Replay:
                 f"{path} was recorded by a zfabric of protocol {head[1]}, this one has {PROTOCOL}: "
                 "replay it with the version that recorded it"
             )
-        known = {field.name for field in fields(Settings)}
-        arguments = dict(head[2])
-        settings = {k: v for k, v in arguments.pop("settings").items() if k in known}
         self._users: dict[bytes, str] = {}
+        try:
+            self._begin(head[2], is_keyed=head[3])
+        except (LookupError, TypeError, ValueError, AttributeError) as exc:
+            self.close()
+            raise ConfigError(f"{path} is damaged: its head cannot be read: {exc}") from exc
+
+    def _begin(self, head: dict[str, Any], is_keyed: bool) -> None:
+        known = {field.name for field in fields(Settings)}
+        arguments = dict(head)
+        settings = {k: v for k, v in arguments.pop("settings").items() if k in known}
         admission = None
-        if head[3]:
+        if is_keyed:
             admission = Admission(self._users.__getitem__, settings["sessions_per_key"])
         self.machine = BrokerMachine(
             **arguments, settings=Settings(**settings), admission=admission
@@ -82,14 +102,22 @@ class Replay:
         self._began = arguments["now"]
 
     def steps(self) -> Iterator[Step]:
-        """Each event, after it has happened."""
+        """Each event, after it has happened. Raises ConfigError at one that cannot be read."""
         number = 0
         while True:
             try:
                 event = self._unpacker.unpack()
-            except UnpackException:  # OutOfData: the end, or a write that was cut off
+            except OutOfData:  # the end, or a write that was cut off
                 self.is_torn = self._file.tell() != self._unpacker.tell()
                 return
+            except (UnpackException, ValueError):
+                event = None
+            if not _is_event(event):
+                before = f"; `zfabric replay --to {number} {self._path}` shows all before it"
+                raise ConfigError(
+                    f"{self._path} is damaged: its event {number + 1} cannot be read"
+                    + (before if number else "")
+                )
             if event[0] == r.USER:
                 self._users[event[2]] = event[3]
                 continue
@@ -160,6 +188,15 @@ class Replay:
         name = record.name if record else "a stranger"
         text, ids = summary(message)
         return f"{name}: {text}", ids
+
+
+def _is_event(event: Any) -> bool:
+    """Whether this may have been written by a Recorder."""
+    if type(event) is not list or not event or type(event[0]) is not int:
+        return False
+    if tuple(map(type, event[1:])) != _SHAPES.get(event[0]):
+        return False
+    return all(type(item) in (bytes, str) for part in event if type(part) is list for item in part)
 
 
 def summary(message: m.Message) -> tuple[str, tuple[int, ...]]:
